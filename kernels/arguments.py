@@ -1,0 +1,66 @@
+"""Checks at an operator's door: every message names the argument, what came and what was expected."""
+
+import torch
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_tensor(operator: str, name: str, value, ndim: int | tuple[int, ...], layout: str) -> None:
+    """Refuse what is no floating point tensor with one of the numbers of dimensions `ndim`."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f'{operator}: {name} must be a tensor {layout}, got {type(value).__name__}')
+    if value.dtype not in FLOATS:
+        raise TypeError(f'{operator}: {name} has dtype {value.dtype}; expected one of {[str(d) for d in FLOATS]}')
+    if value.ndim not in (ndim if isinstance(ndim, tuple) else (ndim,)):
+        raise ValueError(f'{operator}: {name} has shape {tuple(value.shape)}; expected {layout}')
+
+
+def check_like(operator: str, name: str, value, sizes: dict[str, int], first: str, like: torch.Tensor) -> None:
+    """Refuse a tensor whose sizes or device do not fit the operator's first argument.
+
+    Args:
+        operator, name: for the message.
+        value: the argument.
+        sizes: the expected shape as letter to size, in order.
+        first: name of the argument that fixed the sizes.
+        like: that argument.
+    """
+    layout = f'({", ".join(sizes)})'
+    check_tensor(operator, name, value, len(sizes), layout)
+    if tuple(value.shape) != tuple(sizes.values()):
+        raise ValueError(
+            f'{operator}: {name} has shape {tuple(value.shape)}; expected {layout} = {tuple(sizes.values())} '
+            f'to fit {first} of shape {tuple(like.shape)}'
+        )
+    if value.device != like.device:
+        raise ValueError(
+            f'{operator}: {name} is on {value.device} but {first} is on {like.device}; move them to one device'
+        )
+
+
+def check_same_dtype(operator: str, first: str, like: torch.Tensor, **others: torch.Tensor) -> None:
+    """Refuse tensors whose dtype differs from the first argument's."""
+    for name, value in others.items():
+        if value.dtype != like.dtype:
+            raise TypeError(
+                f'{operator}: {name} has dtype {value.dtype} but {first} has {like.dtype}; convert one of them'
+            )
+
+
+def check_parameter_dtype(operator: str, first: str, like: torch.Tensor, **parameters: torch.Tensor | None) -> None:
+    """Refuse parameters that are neither float32 nor of the first argument's dtype.
+
+    Under autocast activations are half precision and parameters float32, so both must be welcome together;
+    float64 is all or nothing, else a gradient check would silently run in float32.
+    """
+    for name, value in parameters.items():
+        if value is None or value.dtype == like.dtype:
+            continue
+        if value.dtype != torch.float32 or like.dtype == torch.float64:
+            expected = like.dtype if like.dtype == torch.float64 else f'{like.dtype} or torch.float32'
+            raise TypeError(f'{operator}: {name} has dtype {value.dtype}; expected {expected} as {first} is {like.dtype}')
+
+
+def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """Dtype of state and result: float64 for float64, float32 for everything else."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -1,0 +1,125 @@
+"""Which implementation of an operator runs on a device, and in words why another one cannot."""
+
+import functools
+import importlib
+import importlib.util
+import logging
+import os
+
+import torch
+
+BACKENDS = ('triton', 'cpu', 'torch', 'reference')
+"""All backend names, fastest first. `auto` takes the first that can run; `reference` only on request."""
+
+ENVIRONMENT_VARIABLE = 'MMVMAMBA_BACKEND'
+
+_logger = logging.getLogger('mmvmamba.kernels')
+_operators: dict[str, 'Operator'] = {}
+
+
+class BackendUnavailableError(RuntimeError):
+    """The backend that was asked for cannot run this operator on this device."""
+
+
+class Operator:
+    """One operator and the modules that implement it.
+
+    Args:
+        name: public name, as it appears in messages.
+        package: `__package__` of the operator's folder.
+        modules: backend name to module name inside the folder. A module is imported when its backend is first
+            used, so triton and numba are needed only by those who use them.
+    """
+
+    def __init__(self, name: str, package: str, modules: dict[str, str]):
+        self.name = name
+        self._package = package
+        self._modules = modules
+        _operators[name] = self
+
+    def load(self, backend: str):
+        """Import and return the module that implements `backend`."""
+        return importlib.import_module(f'.{self._modules[backend]}', self._package)
+
+    def why_not(self, backend: str, device_type: str) -> str | None:
+        """Say why `backend` cannot run this operator on `device_type`, or None if it can."""
+        if backend not in self._modules:
+            return f'{self.name} has no {backend} implementation in this version'
+        return _why_not(backend, device_type)
+
+
+def _why_not(backend: str, device_type: str) -> str | None:
+    if backend == 'triton':
+        if importlib.util.find_spec('triton') is None:
+            return 'the package triton is not installed (pip install triton)'
+        if device_type != 'cuda' and os.environ.get('TRITON_INTERPRET') != '1':
+            return f'it needs tensors on a GPU and these are on {device_type} (for tests: TRITON_INTERPRET=1)'
+    if backend == 'cpu':
+        if importlib.util.find_spec('numba') is None:
+            return 'the package numba is not installed (pip install numba)'
+        if device_type != 'cpu':
+            return f'it needs tensors on the CPU and these are on {device_type}'
+    return None
+
+
+def availability(device_type: str = 'cpu') -> dict[str, str | None]:
+    """Map every backend to None if each operator can run on it, else to the reason why not."""
+    _import_operators()
+    report = {}
+    for backend in BACKENDS:
+        reasons = dict.fromkeys(operator.why_not(backend, device_type) for operator in _operators.values())
+        reasons.pop(None, None)
+        report[backend] = '; '.join(reasons) or None
+    return report
+
+
+def _import_operators() -> None:
+    """Importing the package is what fills the list of operators; this module may be imported first."""
+    importlib.import_module(__package__)
+
+
+@torch.compiler.assume_constant_result
+def choose(operator: str, backend: str, device_type: str) -> str:
+    """Return the backend that runs `operator`: the argument, else the environment variable, else the fastest.
+
+    Constant under torch.compile: which backend runs is decided when the graph is traced.
+
+    Raises:
+        ValueError: a name that is no backend.
+        BackendUnavailableError: a backend that cannot run, with the reason and what can.
+    """
+    source = 'backend='
+    if backend == 'auto':
+        backend = os.environ.get(ENVIRONMENT_VARIABLE) or 'auto'
+        source = f'{ENVIRONMENT_VARIABLE}='
+    if backend == 'auto':
+        return _fastest(operator, device_type)
+    if backend not in BACKENDS:
+        raise ValueError(f"{operator}: {source}{backend!r} is unknown; expected 'auto' or one of {list(BACKENDS)}")
+    why_not = _operators[operator].why_not
+    reason = why_not(backend, device_type)
+    if reason is not None:
+        able = [name for name in BACKENDS if why_not(name, device_type) is None]
+        raise BackendUnavailableError(
+            f'{operator}: {source}{backend!r} cannot run on {device_type}: {reason}. '
+            f"Backends that can run here: {able}; or leave the choice to 'auto'."
+        )
+    return backend
+
+
+@functools.cache
+def _fastest(operator: str, device_type: str) -> str:
+    """First backend that can run; cached, which also makes the log say it once."""
+    why_not = _operators[operator].why_not
+    for backend in BACKENDS:
+        reason = why_not(backend, device_type)
+        if reason is None:
+            _logger.info('%s on %s: using the %s backend', operator, device_type, backend)
+            return backend
+        _logger.debug('%s on %s: not the %s backend: %s', operator, device_type, backend, reason)
+    raise BackendUnavailableError(f'{operator}: no backend can run on {device_type}')
+
+
+def full_precision(device: torch.device):
+    """Context in which autocast leaves the operators' own arithmetic alone: state and sums stay float32."""
+    return torch.autocast(device.type, enabled=False)

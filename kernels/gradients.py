@@ -1,0 +1,26 @@
+"""Gradients at the boundary of a custom operator, which returns tensors only: an absent one becomes an empty one."""
+
+import torch
+
+from .arguments import compute_dtype
+
+
+def as_inputs(grads, tensors) -> tuple[torch.Tensor, ...]:
+    """Give gradients the dtype of their tensors; where the tensor is None the gradient stays the empty one it is."""
+    return tuple(
+        grad if tensor is None else grad.to(tensor.dtype).contiguous()
+        for grad, tensor in zip(grads, tensors, strict=True)
+    )
+
+
+def empty_like_inputs(first: torch.Tensor, *others: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    """Shapes and dtypes of what `as_inputs` returns, for an operator's fake implementation."""
+    return tuple(
+        first.new_empty(0, dtype=compute_dtype(first)) if tensor is None else tensor.new_empty(tensor.shape)
+        for tensor in (first, *others)
+    )
+
+
+def as_autograd(grads, tensors) -> tuple[torch.Tensor | None, ...]:
+    """Replace the empty gradients of absent tensors by None."""
+    return tuple(None if tensor is None else grad for grad, tensor in zip(grads, tensors, strict=True))
