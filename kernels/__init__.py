@@ -3,8 +3,18 @@
 Knows tensors only. Importing it needs torch alone; a backend's own packages are imported when it first runs.
 """
 
+from .depthwise_conv.op import depthwise_conv_silu
 from .dispatch import BACKENDS, BackendUnavailableError, availability
 from .selective_scan.op import selective_scan
+from .ss2d.norm import ss2d_norm
 from .ss2d.op import ss2d
 
-__all__ = ['BACKENDS', 'BackendUnavailableError', 'availability', 'selective_scan', 'ss2d']
+__all__ = [
+    'BACKENDS',
+    'BackendUnavailableError',
+    'availability',
+    'depthwise_conv_silu',
+    'selective_scan',
+    'ss2d',
+    'ss2d_norm',
+]

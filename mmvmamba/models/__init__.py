@@ -1,0 +1,5 @@
+"""Importing this module registers every model: the name for `custom_imports`."""
+
+from .backbones.vmamba import VMamba
+
+__all__ = ['VMamba']

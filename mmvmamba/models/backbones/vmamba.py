@@ -1,0 +1,282 @@
+"""VMamba backbones for detection and segmentation.
+
+Paper: Liu et al., "VMamba: Visual State Space Model", NeurIPS 2024, arXiv 2401.10166. The published code and weights are
+under the MIT licence; this file is an implementation of its own whose parameter names are the published ones.
+"""
+
+import math
+
+import torch
+from mmengine.model import BaseModule
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from mmvmamba.kernels.dispatch import BACKENDS
+from mmvmamba.kernels.ss2d.routes import PATTERNS
+from mmvmamba.registry import register_model
+
+from ..arguments import check_choice, check_fields, check_image, check_out_indices
+from ..layers.drop_path import DropPath
+from ..layers.layout import ToChannelsFirst, ToChannelsLast
+from ..layers.ss2d import SS2D
+from ..layers.ssm_init import SSM_INITS
+
+_CURRENT = dict(
+    d_state=1,
+    dt_rank='auto',
+    conv_size=3,
+    conv_bias=False,
+    gated=False,
+    mlp_ratio=4.0,
+    stem='conv',
+    downsample='conv',
+)
+_VANILLA = dict(
+    d_state=16,
+    dt_rank='auto',
+    ssm_ratio=2.0,
+    conv_size=3,
+    conv_bias=True,
+    gated=True,
+    mlp_ratio=0.0,
+    stem='patch',
+    downsample='merge',
+)
+
+ARCHS: dict[str, dict] = {
+    'tiny_s1l8': dict(_CURRENT, embed_dims=96, depths=(2, 2, 8, 2), ssm_ratio=1.0, drop_path_rate=0.2),
+    'small_s1l20': dict(_CURRENT, embed_dims=96, depths=(2, 2, 20, 2), ssm_ratio=1.0, drop_path_rate=0.3),
+    'base_s1l20': dict(_CURRENT, embed_dims=128, depths=(2, 2, 20, 2), ssm_ratio=1.0, drop_path_rate=0.5),
+    'tiny_s2l5': dict(_CURRENT, embed_dims=96, depths=(2, 2, 5, 2), ssm_ratio=2.0, drop_path_rate=0.2),
+    'small_s2l15': dict(_CURRENT, embed_dims=96, depths=(2, 2, 15, 2), ssm_ratio=2.0, drop_path_rate=0.3),
+    'base_s2l15': dict(_CURRENT, embed_dims=128, depths=(2, 2, 15, 2), ssm_ratio=2.0, drop_path_rate=0.6),
+    'tiny_v0': dict(_VANILLA, embed_dims=96, depths=(2, 2, 9, 2), drop_path_rate=0.2),
+    'small_v0': dict(_VANILLA, embed_dims=96, depths=(2, 2, 27, 2), drop_path_rate=0.3),
+    'base_v0': dict(_VANILLA, embed_dims=128, depths=(2, 2, 27, 2), drop_path_rate=0.6),
+}
+"""The published architectures. `s1l8`: ssm_ratio 1, 8 blocks in the third stage; `v0`: the vanilla model."""
+
+
+class Mlp(nn.Module):
+    """Two linears with GELU between, on the last dimension."""
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+        for linear in (self.fc1, self.fc2):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class VSSBlock(nn.Module):
+    """Residual SS2D and, where `mlp_ratio` > 0, residual MLP, both pre-norm."""
+
+    def __init__(self, channels: int, mlp_ratio: float, drop_path: float, **ss2d):
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.op = SS2D(channels, **ss2d)
+        self.drop_path = DropPath(drop_path)
+        self.mlp = None
+        if mlp_ratio > 0:
+            self.norm2 = nn.LayerNorm(channels)
+            self.mlp = Mlp(channels, int(mlp_ratio * channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(B, H, W, C)` to `(B, H, W, C)`."""
+        x = x + self.drop_path(self.op(self.norm(x)))
+        if self.mlp is not None:
+            x = x + self.drop_path(self.mlp(self.norm2(x)))
+        return x
+
+
+class PatchMerging(nn.Module):
+    """Halve a grid by stacking the channels of each 2 x 2 square; odd sides are zero-padded at the bottom and right."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * channels)
+        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
+        nn.init.trunc_normal_(self.reduction.weight, std=0.02)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(B, H, W, C)` to `(B, ceil(H/2), ceil(W/2), 2C)`."""
+        _, height, width, _ = x.shape
+        if height % 2 or width % 2:
+            x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        squares = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+        return self.reduction(self.norm(torch.cat(squares, dim=-1)))
+
+
+def _conv_stem(in_channels: int, channels: int) -> nn.Sequential:
+    """Two convolutions of stride 2. Positions in the sequence are the names in published weights."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels // 2, 3, stride=2, padding=1),
+        ToChannelsLast(),
+        nn.LayerNorm(channels // 2),
+        ToChannelsFirst(),
+        nn.GELU(),
+        nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1),
+        ToChannelsLast(),
+        nn.LayerNorm(channels),
+    )
+
+
+def _patch_stem(in_channels: int, channels: int) -> nn.Sequential:
+    """The vanilla model's: one convolution of size and stride 4."""
+    return nn.Sequential(nn.Conv2d(in_channels, channels, 4, stride=4), ToChannelsLast(), nn.LayerNorm(channels))
+
+
+def _conv_downsample(channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        ToChannelsFirst(),
+        nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1),
+        ToChannelsLast(),
+        nn.LayerNorm(2 * channels),
+    )
+
+
+_STEMS = {'conv': _conv_stem, 'patch': _patch_stem}
+_DOWNSAMPLES = {'conv': _conv_downsample, 'merge': PatchMerging}
+_STEM_STRIDE = 4
+
+
+class Stage(nn.Module):
+    """Blocks of one resolution, then (in all but the last stage) the halving to the next."""
+
+    def __init__(self, blocks: list[nn.Module], downsample: nn.Module | None, with_cp: bool):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+        self.with_cp = with_cp
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The stage's output before its downsample, `(B, H, W, C)`."""
+        for block in self.blocks:
+            if self.with_cp and x.requires_grad:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
+
+
+@register_model
+class VMamba(BaseModule):
+    """VMamba: a four-stage backbone of visual state-space blocks.
+
+    Args:
+        arch: a row of `ARCHS`.
+        in_channels: channels of the image.
+        out_indices: stages whose normalised outputs are returned, ascending. Stages behind the last one are not
+            built, so every parameter that exists is used.
+        drop_path_rate: of the last block, rising linearly from 0; None takes the architecture's.
+        routes: 'cross', 'unidi', 'bidi' or 'cascade', see `mmvmamba.kernels.ss2d`.
+        ssm_init: 'mamba', 'rand' or 'zero'.
+        with_cp: recompute blocks in the backward pass instead of storing their activations.
+        frozen_stages: -1 trains everything; 0 freezes the stem; n also freezes the first n stages.
+        backend: of the scan: 'auto', 'triton', 'cpu', 'torch' or 'reference'.
+        init_cfg: mmengine's initialisation config.
+        **fields: replace fields of the architecture: embed_dims, depths, d_state, dt_rank, ssm_ratio, conv_size,
+            conv_bias, gated, mlp_ratio, stem ('conv' or 'patch'), downsample ('conv' or 'merge').
+
+    Raises:
+        TypeError, ValueError: an unknown name or a value out of range, by name.
+
+    Source: Liu et al., arXiv 2401.10166. Parameter names are those of the published weights.
+    """
+
+    def __init__(
+        self,
+        arch='tiny_s1l8',
+        in_channels=3,
+        out_indices=(0, 1, 2, 3),
+        drop_path_rate=None,
+        routes='cross',
+        ssm_init='mamba',
+        with_cp=False,
+        frozen_stages=-1,
+        backend='auto',
+        init_cfg=None,
+        **fields,
+    ):
+        super().__init__(init_cfg=init_cfg)
+        name = type(self).__name__
+        check_choice(name, 'arch', arch, ARCHS)
+        check_choice(name, 'routes', routes, PATTERNS)
+        check_choice(name, 'ssm_init', ssm_init, SSM_INITS)
+        check_choice(name, 'backend', backend, ('auto', *BACKENDS))
+        spec = dict(ARCHS[arch])
+        default_drop_path = spec.pop('drop_path_rate')
+        check_fields(name, fields, spec)
+        spec.update(fields)
+        check_choice(name, 'stem', spec['stem'], _STEMS)
+        check_choice(name, 'downsample', spec['downsample'], _DOWNSAMPLES)
+        self.arch = arch
+        self.in_channels = in_channels
+        self.depths = tuple(spec['depths'])
+        self.out_indices = check_out_indices(name, out_indices, len(self.depths))
+        self.frozen_stages = frozen_stages
+        stages = self.out_indices[-1] + 1
+        if frozen_stages not in range(-1, stages + 1):
+            raise ValueError(f'{name}: frozen_stages={frozen_stages!r}; expected -1 to {stages}, the stages that are built')
+        if spec['conv_size'] and spec['conv_size'] % 2 == 0:
+            raise ValueError(f'{name}: conv_size={spec["conv_size"]!r}; expected an odd number, or 0 for no convolution')
+
+        rate = default_drop_path if drop_path_rate is None else drop_path_rate
+        drop_paths = torch.linspace(0, rate, sum(self.depths)).tolist()
+        ss2d = {key: spec[key] for key in ('d_state', 'ssm_ratio', 'conv_size', 'conv_bias', 'gated')}
+        ss2d.update(routes=routes, init=ssm_init, backend=backend)
+
+        self.num_features = [spec['embed_dims'] * 2**i for i in range(stages)]
+        self.patch_embed = _STEMS[spec['stem']](in_channels, spec['embed_dims'])
+        self.layers = nn.ModuleList()
+        for i, channels in enumerate(self.num_features):
+            dt_rank = math.ceil(channels / 16) if spec['dt_rank'] == 'auto' else spec['dt_rank']
+            first = sum(self.depths[:i])
+            blocks = [
+                VSSBlock(channels, spec['mlp_ratio'], drop_path, dt_rank=dt_rank, **ss2d)
+                for drop_path in drop_paths[first : first + self.depths[i]]
+            ]
+            downsample = _DOWNSAMPLES[spec['downsample']](channels) if i < stages - 1 else None
+            self.layers.append(Stage(blocks, downsample, with_cp))
+        for i in self.out_indices:
+            self.add_module(f'outnorm{i}', nn.LayerNorm(self.num_features[i]))
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        if self.frozen_stages < 0:
+            return []
+        norms = [getattr(self, f'outnorm{i}') for i in self.out_indices if i < self.frozen_stages]
+        return [self.patch_embed, *self.layers[: self.frozen_stages], *norms]
+
+    def train(self, mode: bool = True):
+        """Set the mode; frozen stages stay in evaluation (no drop path)."""
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        return self
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Extract feature maps.
+
+        Args:
+            x: `(B, in_channels, H, W)`, H and W from 4 pixels up.
+
+        Returns:
+            For each of `out_indices` a map `(B, C_i, H_i, W_i)`, channels last in memory, of stride `4 * 2**i`.
+        """
+        check_image(type(self).__name__, x, self.in_channels, _STEM_STRIDE)
+        x = self.patch_embed(x.contiguous(memory_format=torch.channels_last))
+        outs = []
+        for i, stage in enumerate(self.layers):
+            x = stage(x)
+            if i in self.out_indices:
+                outs.append(getattr(self, f'outnorm{i}')(x).permute(0, 3, 1, 2))
+            if stage.downsample is not None:
+                x = stage.downsample(x)
+        return tuple(outs)

@@ -1,0 +1,17 @@
+"""Registry nodes of scope `mmvmamba`.
+
+`type='mmvmamba.VMamba'` finds our classes from any toolbox with nothing imported first. Our classes are also put into
+mmengine's root node, which every toolbox searches last, so that `type='VMamba'` works in mmdet and in mmseg alike after
+`custom_imports=dict(imports=['mmvmamba.models'])`.
+"""
+
+from mmengine import registry as root
+
+MODELS = root.Registry('model', parent=root.MODELS, scope='mmvmamba', locations=['mmvmamba.models'])
+
+
+def register_model(cls: type) -> type:
+    """Class decorator: register in scope `mmvmamba` and in mmengine's root."""
+    MODELS.register_module(module=cls)
+    root.MODELS.register_module(module=cls)
+    return cls
