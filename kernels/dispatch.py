@@ -78,7 +78,6 @@ def _import_operators() -> None:
     importlib.import_module(__package__)
 
 
-@torch.compiler.assume_constant_result
 def choose(operator: str, backend: str, device_type: str) -> str:
     """Return the backend that runs `operator`: the argument, else the environment variable, else the fastest.
 
@@ -105,6 +104,10 @@ def choose(operator: str, backend: str, device_type: str) -> str:
             f"Backends that can run here: {able}; or leave the choice to 'auto'."
         )
     return backend
+
+
+# What torch.compiler.assume_constant_result does; calling it would import torch._dynamo (a second, and triton) with us.
+choose._dynamo_marked_constant = True
 
 
 @functools.cache

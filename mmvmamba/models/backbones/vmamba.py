@@ -227,7 +227,8 @@ class VMamba(BaseModule):
             raise ValueError(f'{name}: conv_size={spec["conv_size"]!r}; expected an odd number, or 0 for no convolution')
 
         rate = default_drop_path if drop_path_rate is None else drop_path_rate
-        drop_paths = torch.linspace(0, rate, sum(self.depths)).tolist()
+        last = max(sum(self.depths) - 1, 1)
+        drop_paths = [rate * i / last for i in range(sum(self.depths))]
         ss2d = {key: spec[key] for key in ('d_state', 'ssm_ratio', 'conv_size', 'conv_bias', 'gated')}
         ss2d.update(routes=routes, init=ssm_init, backend=backend)
 

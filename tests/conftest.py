@@ -1,0 +1,15 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope='session')
+def data_dir() -> Path:
+    """Golden tensors, measured on the published implementations."""
+    return Path(__file__).parent / 'data'
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)

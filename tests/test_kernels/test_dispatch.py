@@ -1,0 +1,75 @@
+"""Which backend runs, who decides it, and what is said when one cannot."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mmvmamba.kernels import BackendUnavailableError, availability, dispatch, selective_scan
+from mmvmamba.kernels.testing import scan_inputs
+
+
+def test_unknown_backend_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"selective_scan: backend='cuda' is unknown; expected 'auto' or one of"):
+        selective_scan(**scan_inputs(), backend='cuda')
+
+
+def test_the_environment_decides_for_auto(monkeypatch):
+    monkeypatch.setenv('MMVMAMBA_BACKEND', 'reference')
+    assert dispatch.choose('selective_scan', 'auto', 'cpu') == 'reference'
+
+
+def test_an_argument_beats_the_environment(monkeypatch):
+    monkeypatch.setenv('MMVMAMBA_BACKEND', 'reference')
+    assert dispatch.choose('selective_scan', 'torch', 'cpu') == 'torch'
+
+
+def test_a_wrong_environment_is_named(monkeypatch):
+    monkeypatch.setenv('MMVMAMBA_BACKEND', 'fast')
+    with pytest.raises(ValueError, match=r"MMVMAMBA_BACKEND='fast' is unknown"):
+        selective_scan(**scan_inputs())
+
+
+def test_refusal_says_why_and_what_can_run(monkeypatch):
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    with pytest.raises(BackendUnavailableError, match=r"'triton' cannot run on cpu: .*Backends that can run here: .*'torch'"):
+        selective_scan(**scan_inputs(), backend='triton')
+
+
+def test_auto_never_takes_the_reference(monkeypatch):
+    monkeypatch.delenv('MMVMAMBA_BACKEND', raising=False)
+    assert dispatch.choose('ss2d', 'auto', 'cpu') in ('cpu', 'torch')
+    assert dispatch.choose('ss2d', 'auto', 'cuda') in ('triton', 'torch')
+
+
+def test_availability_covers_every_backend():
+    report = availability('cpu')
+    assert list(report) == list(dispatch.BACKENDS)
+    assert report['reference'] is None and report['torch'] is None
+    assert isinstance(report['triton'], str)
+
+
+def test_the_choice_is_logged_once():
+    code = (
+        'import logging; logging.basicConfig(level=logging.INFO)\n'
+        'from mmvmamba.kernels import selective_scan\n'
+        'from mmvmamba.kernels.testing import scan_inputs\n'
+        'for _ in range(3): selective_scan(**scan_inputs(length=3))\n'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stderr.count('selective_scan on cpu: using the') == 1
+
+
+def test_import_is_light():
+    code = (
+        'import sys, mmvmamba.kernels\n'
+        "heavy = [m for m in ('triton', 'numba', 'mmengine', 'mmcv', 'mmdet', 'mmseg') if m in sys.modules]\n"
+        'assert not heavy, heavy\n'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_meta_tensors_give_shapes():
+    y = selective_scan(**{k: v.to('meta') for k, v in scan_inputs().items()}, backend='torch')
+    assert y.shape == (2, 32, 33) and y.dtype == torch.float32

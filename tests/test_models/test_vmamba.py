@@ -1,0 +1,233 @@
+"""The VMamba backbone against golden tensors of the published model, and what it promises beyond them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmengine.registry import MODELS as ROOT_MODELS
+
+from mmvmamba.kernels.testing import assert_close, load_golden
+from mmvmamba.models import VMamba
+from mmvmamba.models.backbones.vmamba import ARCHS
+from mmvmamba.registry import MODELS
+
+TINY = dict(embed_dims=8, depths=(1, 1, 2, 1))
+PUBLISHED = dict(
+    zip(
+        ARCHS,
+        (f'vmamba_{name}' for name in 't_s1l8 s_s1l20 b_s1l20 t_s2l5 s_s2l15 b_s2l15 t_v0 s_v0 b_v0'.split()),
+        strict=True,
+    )
+)
+ROUTES = {'v05_noz': 'cross', 'v051d_noz': 'unidi', 'v052d_noz': 'bidi', 'v052dc_noz': 'cascade', 'v0': 'cross'}
+
+
+def golden_model(path, backend):
+    """The golden tensors of a file and our model with its parameters, in evaluation mode."""
+    golden, metadata = load_golden(path)
+    theirs = metadata['official_kwargs']
+    model = VMamba(
+        'tiny_v0' if theirs['forward_type'] == 'v0' else 'tiny_s1l8',
+        embed_dims=theirs['dims'],
+        depths=theirs['depths'],
+        ssm_ratio=theirs['ssm_ratio'],
+        routes=ROUTES[theirs['forward_type']],
+        backend=backend,
+    ).eval()
+    prefix = 'param.'
+    model.load_state_dict({k[len(prefix) :]: v for k, v in golden.items() if k.startswith(prefix)})
+    return golden, model
+
+
+@pytest.mark.parametrize('backend', ['auto', 'torch', 'reference'])
+@pytest.mark.parametrize('name', ['s1', 's1_channels_last', 's2', 'v0', 'unidi', 'bidi', 'cascade'])
+def test_golden(name, backend, data_dir):
+    golden, model = golden_model(data_dir / f'vmamba_{name}.safetensors', backend)
+    image = golden['input'].requires_grad_('grad.input' in golden)
+    outs = model(image)
+    assert len(outs) == 4
+    for i, out in enumerate(outs):
+        torch.testing.assert_close(out, golden[f'out.{i}'], rtol=0, atol=1e-5)
+    if 'grad.input' not in golden:
+        return
+    (sum((out * golden[f'cotangent.{i}']).sum() for i, out in enumerate(outs)) / len(outs)).backward()
+    # 'auto' may be a backend that sums in another order
+    tolerance = 2e-5 if backend == 'auto' else 1e-5
+    assert_close('input', image.grad, golden['grad.input'], tolerance)
+    for name, parameter in model.named_parameters():
+        assert_close(name, parameter.grad, golden[f'grad.{name}'], tolerance)
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_names_shapes_and_counts_are_the_published_ones(arch, data_dir):
+    published = json.loads((data_dir / 'vmamba_spec.json').read_text())[PUBLISHED[arch]]
+    with torch.device('meta'):
+        model = VMamba(arch)
+    ours = {name: list(value.shape) for name, value in model.state_dict().items()}
+    theirs = {k: v for k, v in published['state_dict'].items() if k not in published['classifier_only']}
+    assert ours == theirs
+    assert sum(p.numel() for p in model.parameters()) == published['backbone_params']
+    assert model.depths == tuple(published['official_kwargs']['depths'])
+    assert ARCHS[arch]['drop_path_rate'] == published['official_kwargs']['drop_path_rate']
+
+
+@pytest.mark.parametrize('arch', ['tiny_s1l8', 'tiny_v0'])
+@pytest.mark.parametrize('size', [(4, 4), (5, 4), (4, 37), (33, 47), (64, 64), (7, 129)], ids=str)
+def test_any_size(arch, size):
+    model = VMamba(arch, **TINY).eval()
+    outs = model(torch.randn(1, 3, *size))
+    height, width = ((s + 3) // 4 for s in size) if arch == 'tiny_s1l8' else (s // 4 for s in size)
+    for i, out in enumerate(outs):
+        assert out.shape == (1, 8 * 2**i, height, width)
+        assert out.isfinite().all()
+        height, width = (height + 1) // 2, (width + 1) // 2
+
+
+@pytest.mark.parametrize('arch', ['tiny_s1l8', 'tiny_v0'])
+def test_empty_batch_gives_empty_maps(arch):
+    outs = VMamba(arch, **TINY)(torch.zeros(0, 3, 32, 48))
+    assert [tuple(out.shape) for out in outs] == [(0, 8, 8, 12), (0, 16, 4, 6), (0, 32, 2, 3), (0, 64, 1, 2)]
+
+
+@pytest.mark.parametrize('out_indices', [(0,), (1,), (2,), (3,), (0, 2), (1, 3), (0, 1, 2, 3)])
+@pytest.mark.parametrize('arch', ['tiny_s1l8', 'tiny_v0'])
+def test_every_parameter_gets_a_gradient(arch, out_indices):
+    model = VMamba(arch, out_indices=out_indices, drop_path_rate=0.0, **TINY)
+    outs = model(torch.randn(2, 3, 32, 32))
+    assert len(outs) == len(out_indices)
+    sum(out.square().sum() for out in outs).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_train_and_eval_return_the_model():
+    model = VMamba(**TINY)
+    assert model.train() is model and model.eval() is model
+
+
+@pytest.mark.parametrize('frozen', [-1, 0, 1, 3, 4])
+def test_frozen_stages(frozen):
+    model = VMamba(frozen_stages=frozen, **TINY).train()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert any(name.startswith('patch_embed') for name in trained) == (frozen < 0)
+    for i in range(4):
+        stage = {name for name in trained if name.startswith((f'layers.{i}.', f'outnorm{i}.'))}
+        assert bool(stage) == (frozen < i + 1)
+        assert model.layers[i].training == (frozen < i + 1)
+
+
+def test_checkpointing_changes_nothing():
+    model = VMamba(drop_path_rate=0.0, **TINY)
+    image = torch.randn(1, 3, 32, 40)
+
+    def gradients():
+        model.zero_grad()
+        sum(out.square().sum() for out in model(image)).backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    plain = gradients()
+    for stage in model.layers:
+        stage.with_cp = True
+    for name, grad in gradients().items():
+        assert torch.equal(grad, plain[name]), name
+
+
+def test_drop_path_rises_to_the_rate_and_is_off_in_evaluation():
+    model = VMamba(drop_path_rate=0.4, **TINY)
+    rates = [block.drop_path.rate for stage in model.layers for block in stage.blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+    image = torch.randn(8, 3, 16, 16)
+    with torch.no_grad():
+        assert not torch.equal(model(image)[3], model(image)[3])
+        model.eval()
+        assert torch.equal(model(image)[3], model(image)[3])
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(dtype):
+    model = VMamba(drop_path_rate=0.0, **TINY)
+    image = torch.randn(1, 3, 32, 32)
+    exact = model(image)
+    with torch.autocast('cpu', dtype):
+        outs = model(image)
+    sum(out.float().square().mean() for out in outs).backward()
+    for out, expected in zip(outs, exact, strict=True):
+        assert_close('out', out.float(), expected, 3e-2 if dtype == torch.bfloat16 else 5e-3)
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize('scheme', ['mamba', 'rand', 'zero'])
+def test_ssm_init(scheme):
+    op = VMamba('tiny_v0', ssm_init=scheme, embed_dims=32, depths=(1, 1, 1, 1)).layers[0].blocks[0].op
+    assert (op.Ds == 1).all()
+    if scheme == 'mamba':
+        torch.testing.assert_close(op.A_logs, torch.arange(1.0, 17).log().expand(256, 16))
+        dt = torch.nn.functional.softplus(op.dt_projs_bias)
+        assert 0.9e-3 < dt.min() < 5e-3 and 0.05 < dt.max() < 0.11
+        assert op.dt_projs_weight.abs().max() <= 2**-0.5
+    elif scheme == 'rand':
+        assert op.A_logs.std().item() == pytest.approx(1, abs=0.1)
+        assert op.dt_projs_weight.std().item() == pytest.approx(0.1, abs=0.02) and op.dt_projs_weight.min() < 0
+    else:
+        assert (op.A_logs == 0).all()
+        assert 0 <= op.dt_projs_bias.min() and op.dt_projs_bias.max() <= 0.1
+
+
+def test_without_depthwise_convolution():
+    model = VMamba(conv_size=0, **TINY)
+    assert not [name for name, _ in model.named_parameters() if 'conv2d' in name]
+    assert model(torch.randn(1, 3, 16, 16))[0].shape == (1, 8, 4, 4)
+
+
+def test_both_type_names():
+    for registry, name in ((ROOT_MODELS, 'VMamba'), (ROOT_MODELS, 'mmvmamba.VMamba'), (MODELS, 'VMamba')):
+        assert type(registry.build(dict(type=name, **TINY))) is VMamba
+
+
+def test_plain_module_without_toolboxes():
+    """Neither mmcv nor a toolbox is needed: they are blocked from import in a fresh interpreter."""
+    code = (
+        'import sys\n'
+        "for name in ('mmcv', 'mmdet', 'mmseg', 'numba', 'triton'): sys.modules[name] = None\n"
+        'import torch\n'
+        'from mmvmamba.models import VMamba\n'
+        'outs = VMamba(embed_dims=8, depths=(1, 1, 1, 1))(torch.zeros(1, 3, 32, 32))\n'
+        'assert [o.shape[1] for o in outs] == [8, 16, 32, 64]\n'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'error', 'words'),
+    [
+        (dict(arch='huge'), ValueError, "VMamba: arch='huge' is unknown; expected one of .*tiny_s1l8"),
+        (dict(routes='zigzag'), ValueError, "routes='zigzag' is unknown"),
+        (dict(ssm_init='ones'), ValueError, "ssm_init='ones' is unknown"),
+        (dict(backend='cuda'), ValueError, "backend='cuda' is unknown"),
+        (dict(stem='conv7'), ValueError, "stem='conv7' is unknown"),
+        (dict(embed_dim=8), TypeError, "'embed_dim' is no argument .*did you mean 'embed_dims'"),
+        (dict(out_indices=(0, 4)), ValueError, r'out_indices=\(0, 4\); expected ascending numbers from 0 to 3'),
+        (dict(out_indices=()), ValueError, r'out_indices=\(\)'),
+        (dict(out_indices=(1, 0)), ValueError, r'out_indices=\(1, 0\)'),
+        (dict(frozen_stages=5), ValueError, 'frozen_stages=5; expected -1 to 4'),
+        (dict(conv_size=2), ValueError, 'conv_size=2; expected an odd number'),
+    ],
+)
+def test_bad_arguments(arguments, error, words):
+    with pytest.raises(error, match=words):
+        VMamba(**arguments)
+
+
+@pytest.mark.parametrize(
+    ('image', 'error', 'words'),
+    [
+        (torch.zeros(1, 4, 32, 32), ValueError, r'shape \(1, 4, 32, 32\); expected \(B, 3, H, W\)'),
+        (torch.zeros(3, 32, 32), ValueError, r'shape \(3, 32, 32\)'),
+        (torch.zeros(1, 3, 3, 32), ValueError, '3 x 32 pixels is too small; expected at least 4 x 4'),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), TypeError, 'dtype torch.uint8'),
+    ],
+)
+def test_bad_images(image, error, words):
+    with pytest.raises(error, match=words):
+        VMamba(**TINY)(image)
