@@ -1,0 +1,29 @@
+# The README's commands. Every target sets the environment up first; a second run starts at once.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= auto
+DEMO ?=
+export MPLBACKEND ?= Agg
+
+RUN := $(VENV)/bin/python
+
+.PHONY: setup demo demo-seg test lint doctor
+
+setup:
+	@$(PYTHON) tools/setup_env.py --venv $(VENV) --torch $(TORCH)
+
+demo: setup
+	@$(RUN) tools/demo.py $(if $(CONFIG),--config $(CONFIG)) $(DEMO)
+
+demo-seg: setup
+	@$(RUN) tools/demo.py --config configs/demo/upernet_vmamba_shapes.py $(DEMO)
+
+test: setup
+	$(RUN) -m pytest
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+doctor:
+	@if [ -x $(RUN) ]; then $(RUN) tools/doctor.py; else $(PYTHON) tools/doctor.py; fi
