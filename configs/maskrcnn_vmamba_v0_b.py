@@ -1,0 +1,3 @@
+# Mask R-CNN, vanilla VMamba-B, COCO 1x. Published: 48.6 box AP, 43.3 mask AP.
+_base_ = './maskrcnn_vmamba_t.py'
+model = dict(backbone=dict(arch='base_v0', drop_path_rate=0.6), neck=dict(in_channels=[128, 256, 512, 1024]))

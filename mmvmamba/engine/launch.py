@@ -1,0 +1,169 @@
+"""From a command line to a runner: configs that are found or explained, data that is checked before work starts."""
+
+import difflib
+import logging
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+
+_SHAPES = 'python tools/make_shapes_dataset.py data/shapes'
+_HOW_TO_GET = {
+    'mmdet': (
+        'COCO 2017 (cocodataset.org) unpacks to data/coco/{train2017,val2017,annotations}. For a small set to try: '
+        f'{_SHAPES}, then --cfg-options train_dataloader.dataset.data_root=data/shapes/coco/ and so on, or a config of '
+        'configs/demo.'
+    ),
+    'mmseg': (
+        'ADE20K (SceneParsing, ADEChallengeData2016.zip) unpacks to '
+        'data/ade/ADEChallengeData2016/{images,annotations}/{training,validation}. For a small set to try: '
+        f'{_SHAPES}, then a config of configs/demo.'
+    ),
+}
+
+
+def load_config(path: str | Path, options: dict | None = None) -> Config:
+    """Read a config file and merge command-line options into it.
+
+    Raises:
+        FileNotFoundError: no such file, with the nearest names of the same folder tree.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'config {path} does not exist. {_suggest(path)}')
+    cfg = Config.fromfile(path)
+    if options:
+        cfg.merge_from_dict(options)
+    return cfg
+
+
+def _suggest(path: Path) -> str:
+    folder = next((p for p in path.parents if p.is_dir() and p.name), Path('configs'))
+    candidates = {p.name: p for p in sorted(folder.rglob('*.py')) if '_base_' not in p.parts}
+    near = difflib.get_close_matches(path.name, candidates, 5, cutoff=0.5)
+    if near:
+        return 'Nearest: ' + ', '.join(str(candidates[name]) for name in near)
+    return f'Configs in {folder}: ' + (', '.join(sorted(candidates)) or 'none')
+
+
+def task_of(cfg: Config) -> str:
+    """The toolbox a config is for: 'mmdet' or 'mmseg'.
+
+    Raises:
+        ValueError: neither.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in _HOW_TO_GET:
+        raise ValueError(f"default_scope={scope!r} in {cfg.filename}; expected 'mmdet' or 'mmseg'")
+    return scope
+
+
+def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
+    """Refuse a config whose files or folders are missing, before a model is built.
+
+    Args:
+        cfg: the config.
+        splits: which of 'train', 'val', 'test' will be used.
+
+    Raises:
+        FileNotFoundError: every missing path, and how to get the data.
+    """
+    missing = []
+    for split in splits:
+        loader = cfg.get(f'{split}_dataloader')
+        if loader:
+            for key, path in _dataset_paths(loader['dataset']):
+                if not path.exists():
+                    missing.append(f'{split}_dataloader: {key}: {path}')
+        evaluator = cfg.get(f'{split}_evaluator')
+        for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
+            ann_file = metric.get('ann_file') if metric else None
+            if ann_file and '://' not in ann_file and not Path(ann_file).exists():
+                missing.append(f'{split}_evaluator: ann_file: {ann_file}')
+    if missing:
+        listed = '\n  '.join(dict.fromkeys(missing))
+        raise FileNotFoundError(f'data is missing:\n  {listed}\nHow to get it: {_HOW_TO_GET[task_of(cfg)]}')
+
+
+def _dataset_paths(dataset):
+    """Yield `(key, path)` of every local file and folder that a dataset config names, wrapped datasets included."""
+    if 'dataset' in dataset:
+        yield from _dataset_paths(dataset['dataset'])
+    for inner in dataset.get('datasets', []):
+        yield from _dataset_paths(inner)
+    root = dataset.get('data_root') or ''
+    if '://' in root:
+        return
+    entries = {'ann_file': dataset.get('ann_file'), **dict(dataset.get('data_prefix') or {})}
+    for key, value in entries.items():
+        if value and '://' not in value:
+            yield key, Path(root, value)
+
+
+def prepare(cfg: Config, launcher: str, work_dir: str | None) -> None:
+    """Fit a config to this machine: work folder, launcher, and what a CPU or a single process cannot do.
+
+    Synchronised batch norm needs several processes on GPUs and becomes plain batch norm elsewhere; NCCL becomes gloo
+    on a CPU. Both are said in the log.
+    """
+    cfg.launcher = launcher
+    if work_dir is not None:
+        cfg.work_dir = work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(cfg.filename).stem)
+    cuda = torch.cuda.is_available()
+    if not cuda and cfg.env_cfg.dist_cfg.get('backend') == 'nccl':
+        cfg.env_cfg.dist_cfg.backend = 'gloo'
+    if (launcher == 'none' or not cuda) and _replace_sync_batch_norm(cfg.model):
+        print_log('SyncBN needs several GPUs: training with BN instead', logger='current', level=logging.WARNING)
+
+
+def _replace_sync_batch_norm(node) -> bool:
+    found = False
+    if isinstance(node, dict):
+        if node.get('type') == 'SyncBN':
+            node['type'] = 'BN'
+            found = True
+        for value in node.values():
+            found |= _replace_sync_batch_norm(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            found |= _replace_sync_batch_norm(value)
+    return found
+
+
+def enable_amp(cfg: Config, dtype: str) -> None:
+    """Train in mixed precision.
+
+    Args:
+        cfg: the config; its optimizer wrapper must be a plain or already a mixed-precision one.
+        dtype: 'bfloat16' (no loss scaling) or 'float16' (dynamic loss scaling).
+
+    Raises:
+        ValueError: another optimizer wrapper, or no GPU, which mmengine's mixed precision needs.
+    """
+    wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ValueError(f'--amp: optim_wrapper.type is {wrapper!r}; expected OptimWrapper or AmpOptimWrapper')
+    if not torch.cuda.is_available():
+        raise ValueError('--amp: mixed-precision training needs a GPU, and torch sees none here; leave --amp out')
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.dtype = dtype
+    cfg.optim_wrapper.loss_scale = 'dynamic' if dtype == 'float16' else 1.0
+
+
+def enable_tta(cfg: Config) -> None:
+    """Test with augmentation: wrap the model and swap the test pipeline for the config's `tta_pipeline`.
+
+    Raises:
+        ValueError: the config has no `tta_model` or `tta_pipeline`.
+    """
+    for key in ('tta_model', 'tta_pipeline'):
+        if key not in cfg:
+            raise ValueError(f'--tta: {cfg.filename} has no {key}; see configs/_base_ for examples')
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    dataset.pipeline = cfg.tta_pipeline

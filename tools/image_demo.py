@@ -1,0 +1,71 @@
+"""Draw what a detector or a segmentor finds in an image, or in every image of a folder.
+
+Example:
+    python tools/image_demo.py street.jpg configs/maskrcnn_vmamba_t.py CHECKPOINT --out pictures
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+
+from mmvmamba import checkpoints
+from mmvmamba.engine import launch
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('image', metavar='IMAGE', type=Path, help='image file, or folder of images')
+    parser.add_argument('config', metavar='CONFIG', help='config file')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file')
+    parser.add_argument('--out', required=True, metavar='DIR', help='folder for the pictures')
+    parser.add_argument('--device', help='cpu or cuda:0 and the like (default: the GPU if there is one)')
+    parser.add_argument('--score-thr', type=float, default=0.3, help='detections to draw (default: %(default)s)')
+    return parser.parse_args(argv)
+
+
+def draw(arguments: argparse.Namespace) -> None:
+    """Run the toolbox's own inferencer, after checking what it would not."""
+    cfg = launch.load_config(arguments.config)
+    task = launch.task_of(cfg)
+    if not arguments.image.exists():
+        raise FileNotFoundError(f'image {arguments.image} does not exist')
+    state_dict = checkpoints.read(arguments.checkpoint)
+    init_default_scope(task)
+    device = arguments.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
+    options = dict(model=arguments.config, weights=arguments.checkpoint, device=device, scope=task)
+    check_architecture(cfg, state_dict, arguments.checkpoint)
+    if task == 'mmdet':
+        from mmdet.apis import DetInferencer
+
+        DetInferencer(**options)(str(arguments.image), out_dir=arguments.out, pred_score_thr=arguments.score_thr)
+    else:
+        from mmseg.apis import MMSegInferencer
+
+        MMSegInferencer(**options)(str(arguments.image), out_dir=arguments.out)
+    print(f'Pictures: {Path(arguments.out) / "vis"}')
+
+
+def check_architecture(cfg, state_dict, source) -> None:
+    """Refuse a checkpoint of another architecture; the inferencers load what fits and go on."""
+    from mmengine.registry import MODELS
+
+    with torch.device('meta'):
+        model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    checkpoints.require_match(model, state_dict, source)
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        draw(parse_arguments(argv))
+    except (FileNotFoundError, ValueError) as error:
+        print(f'image_demo.py: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

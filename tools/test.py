@@ -1,0 +1,88 @@
+"""Evaluate a checkpoint of a detector or a segmentor; draw and save its predictions.
+
+Examples:
+    python tools/test.py configs/maskrcnn_vmamba_t.py work_dirs/maskrcnn_vmamba_t/epoch_12.pth
+    python tools/test.py configs/upernet_vmamba_t.py CHECKPOINT --tta --show-dir pictures
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from mmengine.config import DictAction
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from mmvmamba import checkpoints
+from mmvmamba.engine import launch
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', metavar='CONFIG', help='config file')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file')
+    parser.add_argument('--work-dir', help='where logs and metrics go (default: work_dirs/<name of the config>)')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation: several scales and flips, merged')
+    parser.add_argument(
+        '--out', help='save predictions: a .pkl file for detection, a folder of label PNGs for segmentation'
+    )
+    parser.add_argument('--show-dir', help='draw predictions into this folder')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override entries of the config'
+    )
+    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none', help='job launcher')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def configure(arguments: argparse.Namespace):
+    """The config with everything the command line says, checked."""
+    cfg = launch.load_config(arguments.config, arguments.cfg_options)
+    task = launch.task_of(cfg)
+    launch.prepare(cfg, arguments.launcher, arguments.work_dir)
+    launch.check_data(cfg, ('test',))
+    cfg.load_from = arguments.checkpoint
+    if arguments.show_dir:
+        show_dir = str(Path(arguments.show_dir).absolute())
+        hook = cfg.default_hooks.visualization
+        hook.draw = True
+        if task == 'mmdet':
+            hook.test_out_dir = show_dir
+        else:
+            cfg.visualizer.save_dir = show_dir
+    if arguments.out:
+        cfg.test_evaluator = save_predictions(cfg.test_evaluator, task, arguments.out)
+    if arguments.tta:
+        launch.enable_tta(cfg)
+    return cfg
+
+
+def save_predictions(evaluator, task: str, out: str):
+    """Add to an evaluator config what the toolbox has for saving predictions."""
+    if task == 'mmdet':
+        if not out.endswith(('.pkl', '.pickle')):
+            raise ValueError(f'--out {out}: detections are saved as one .pkl file; expected a name that ends so')
+        evaluators = list(evaluator) if isinstance(evaluator, (list, tuple)) else [evaluator]
+        return [*evaluators, dict(type='DumpDetResults', out_file_path=out)]
+    return dict(evaluator, output_dir=out, keep_results=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    os.environ.setdefault('LOCAL_RANK', str(arguments.local_rank))
+    try:
+        cfg = configure(arguments)
+        state_dict = checkpoints.read(arguments.checkpoint)
+        runner = Runner.from_cfg(cfg)
+        model = runner.model.module if is_model_wrapper(runner.model) or arguments.tta else runner.model
+        checkpoints.require_match(model, state_dict, arguments.checkpoint)
+    except (FileNotFoundError, ValueError) as error:
+        print(f'test.py: {error}', file=sys.stderr)
+        return 2
+    runner.test()
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
