@@ -37,6 +37,8 @@ PALETTE = {
     'cross': (240, 120, 180),
 }
 ASPECTS = ((1.0, 1.0), (4 / 3, 1.0), (1.0, 4 / 3), (1.5, 1.0), (1.0, 1.17), (1.71, 1.03))
+HUE = dict(zip(THINGS, (0, 72, 144, 216, 288), strict=True))  # typical colours, so that a short training gets somewhere
+HUE_SPREAD = 50  # degrees; the ranges overlap, so colour hints but only the outline decides
 SUPERSAMPLING = 4
 EMPTY_SHARE, CROWD_SHARE = 0.05, 0.08
 
@@ -86,13 +88,16 @@ def _pattern(rng, height, width):
     return np.zeros((height, width), np.float32)
 
 
-def _textured(rng, height, width):
-    """A whole picture in two random, clearly different colours."""
-    first, second = rng.integers(20, 236, (2, 3)).astype(np.float32)
-    if np.abs(first - second).max() < 70:
-        second = (first + 128) % 256
+def _textured(rng, height, width, hue=None):
+    """A whole picture in two shades around a hue in degrees (a random one unless given), in BGR."""
+    centre = rng.uniform(0, 360) if hue is None else hue
+    hues = (centre + rng.uniform(-HUE_SPREAD, HUE_SPREAD) + np.array([0.0, rng.uniform(-25, 25)])) % 360
+    saturation, value = rng.uniform([0.35, 0.55], [1.0, 1.0], (2, 2)).T
+    value[1] *= 0.5
+    shades = np.stack([hues, saturation, value], 1)[None].astype(np.float32)
+    first, second = cv2.cvtColor(shades, cv2.COLOR_HSV2BGR)[0] * 255
     pattern = _pattern(rng, height, width)[..., None]
-    return first * (1 - 0.75 * pattern) + second * 0.75 * pattern
+    return first * (1 - 0.8 * pattern) + second * 0.8 * pattern
 
 
 def _background(rng, height, width):
@@ -171,14 +176,14 @@ def _coverage(points, height, width):
     return cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 
-def _paint(rng, scene, coverage):
+def _paint(rng, scene, coverage, hue):
     """Blend a textured, slightly shaded copy of what `coverage` covers into the picture; return its mask."""
     height, width = coverage.shape
     shade = rng.uniform(0.85, 1.15)
     rim = cv2.GaussianBlur(coverage, (0, 0), 2.0) - coverage  # a soft shadow just outside the outline
     scene.image *= 1 - 0.5 * rim.clip(0, 1)[..., None]
     alpha = coverage[..., None]
-    scene.image[:] = scene.image * (1 - alpha) + _textured(rng, height, width) * shade * alpha
+    scene.image[:] = scene.image * (1 - alpha) + _textured(rng, height, width, hue) * shade * alpha
     return coverage >= 0.5
 
 
@@ -195,7 +200,7 @@ def _add_shape(rng, scene):
     for other in scene.instances:
         if (other.visible & mask).sum() > (0 if other.crowd else 0.45) * other.visible.sum():
             return
-    _paint(rng, scene, coverage)
+    _paint(rng, scene, coverage, HUE[name])
     for other in scene.instances:
         other.visible &= ~mask
     scene.labels[mask] = LABEL[name]
@@ -213,7 +218,7 @@ def _add_crowd(rng, scene):
         coverage = _coverage(
             centre + rng.normal(0, 3 * radius, 2) + radius * rng.uniform(0.7, 1.2) * _outline(rng, name), height, width
         )
-        mask |= _paint(rng, scene, coverage)
+        mask |= _paint(rng, scene, coverage, HUE[name])
     if mask.any():
         scene.labels[mask] = LABEL[name]
         scene.instances.append(Instance(name, mask, crowd=True))

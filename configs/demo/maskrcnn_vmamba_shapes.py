@@ -8,18 +8,34 @@ metainfo = dict(
 )
 data_root = 'data/shapes/coco/'
 channels = 64
+norm_cfg = dict(type='GN', num_groups=8)  # heads without normalisation hardly learn from scratch
 
 model = dict(
     backbone=dict(embed_dims=32, depths=(1, 1, 2, 1), drop_path_rate=0.0),
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=channels, num_outs=4),
+    neck=dict(in_channels=[32, 64, 128, 256], out_channels=channels, num_outs=4, norm_cfg=norm_cfg),
     rpn_head=dict(
         in_channels=channels, feat_channels=channels, anchor_generator=dict(scales=[8], strides=[4, 8, 16, 32])
     ),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=channels),
-        bbox_head=dict(in_channels=channels, fc_out_channels=256, num_classes=len(classes)),
+        bbox_head=dict(
+            type='ConvFCBBoxHead',
+            num_shared_convs=1,
+            num_shared_fcs=1,
+            conv_out_channels=channels,
+            norm_cfg=norm_cfg,
+            in_channels=channels,
+            fc_out_channels=256,
+            num_classes=len(classes),
+        ),
         mask_roi_extractor=dict(out_channels=channels),
-        mask_head=dict(in_channels=channels, num_convs=2, conv_out_channels=channels, num_classes=len(classes)),
+        mask_head=dict(
+            in_channels=channels,
+            num_convs=2,
+            conv_out_channels=channels,
+            norm_cfg=norm_cfg,
+            num_classes=len(classes),
+        ),
     ),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
@@ -60,5 +76,5 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=60),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=epochs, eta_min=1e-5, convert_to_iter_based=True),
 ]
-optim_wrapper = dict(optimizer=dict(lr=0.001), clip_grad=dict(max_norm=5.0))
+optim_wrapper = dict(optimizer=dict(lr=0.001), clip_grad=dict(max_norm=10.0))
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=2, save_best=None))

@@ -1,0 +1,218 @@
+"""tools/train.py, test.py and image_demo.py as a user runs them: subprocesses on a small dataset."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from conftest import DETECTION, ROOT, SEGMENTATION, run_tool, tiny
+
+CONFIGS = {'detection': DETECTION, 'segmentation': SEGMENTATION}
+
+
+def train(config, shapes, work_dir, *arguments):
+    return run_tool('train.py', config, '--work-dir', work_dir, '--cfg-options', *tiny(config, shapes), *arguments)
+
+
+def losses(work_dir) -> dict[int, float]:
+    """Iteration to loss, from all logs of a work folder."""
+    found = {}
+    for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            if 'loss' in entry:
+                found[entry['step'] if 'step' in entry else entry['iter']] = entry['loss']
+    return found
+
+
+@pytest.fixture(scope='session')
+def trained(shapes, tmp_path_factory):
+    """Work folders of one short uninterrupted training of each task."""
+    folders = {}
+    for task, config in CONFIGS.items():
+        folders[task] = tmp_path_factory.mktemp(task)
+        done = train(config, shapes, folders[task])
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folders
+
+
+def last_checkpoint(work_dir):
+    return (work_dir / 'last_checkpoint').read_text().strip()
+
+
+@pytest.mark.parametrize('task', CONFIGS)
+def test_training_logs_and_saves(task, trained):
+    assert len(losses(trained[task])) >= 6
+    assert Path(last_checkpoint(trained[task])).is_file()
+
+
+@pytest.mark.parametrize('task', CONFIGS)
+def test_resuming_after_a_kill_repeats_the_uninterrupted_run(task, trained, shapes, tmp_path):
+    config = CONFIGS[task]
+    checkpoint_said, then = (
+        ('Saving checkpoint at 1 epochs', 'Epoch(train)  [2][2/')
+        if task == 'detection'
+        else ('Saving checkpoint at 3 iter', 'Iter(train) [4/6]')
+    )
+    command = [sys.executable, 'tools/train.py', config, '--work-dir', tmp_path, '--cfg-options', *tiny(config, shapes)]
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONUNBUFFERED': '1'}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if any(checkpoint_said in s for s in seen) and ' '.join(then.split()) in ' '.join(line.split()):
+            break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    expected = losses(trained[task])
+    assert len(losses(tmp_path)) < len(expected), 'the run was to be killed before its end'
+
+    done = train(config, shapes, tmp_path, '--resume')
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert losses(tmp_path) == expected
+    ours, theirs = (torch.load(last_checkpoint(w), weights_only=False)['state_dict'] for w in (tmp_path, trained[task]))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_resume_with_nothing_to_resume_says_so(shapes, tmp_path):
+    done = train(DETECTION, shapes, tmp_path, 'train_cfg.max_epochs=1', '--resume')
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'no checkpoint in' in done.stdout and 'starting from the beginning' in done.stdout
+
+
+def test_detection_test_draws_and_saves(trained, shapes, tmp_path):
+    done = run_tool(
+        'test.py', DETECTION, last_checkpoint(trained['detection']), '--work-dir', tmp_path, '--out', tmp_path / 'p.pkl',
+        '--show-dir', tmp_path / 'pictures', '--cfg-options', *tiny(DETECTION, shapes),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert 'bbox_mAP_50' in done.stdout and 'segm_mAP_50' in done.stdout
+    assert (tmp_path / 'p.pkl').stat().st_size > 0
+    pictures = list((tmp_path / 'pictures').rglob('*.jpg'))
+    assert len(pictures) == 4 and cv2.imread(str(pictures[0])).shape[2] == 3
+
+
+def test_segmentation_test_draws_and_saves(trained, shapes, tmp_path):
+    done = run_tool(
+        'test.py', SEGMENTATION, last_checkpoint(trained['segmentation']), '--work-dir', tmp_path, '--out',
+        tmp_path / 'labels', '--show-dir', tmp_path / 'pictures', '--cfg-options', *tiny(SEGMENTATION, shapes),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert 'mIoU' in done.stdout
+    assert len(list((tmp_path / 'labels').glob('*.png'))) == 4
+    assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 4
+
+
+@pytest.mark.parametrize('task', CONFIGS)
+def test_test_time_augmentation(task, trained, shapes, tmp_path):
+    config = CONFIGS[task]
+    # two small scales instead of the recipe's; the flip stays
+    scales = "[{'type':'Resize','scale':(96,64),'keep_ratio':True},{'type':'Resize','scale':(144,96),'keep_ratio':True}]"
+    done = run_tool(
+        'test.py', config, last_checkpoint(trained[task]), '--tta', '--work-dir', tmp_path, '--cfg-options',
+        *tiny(config, shapes), f'tta_pipeline.1.transforms.0={scales}',
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert ('segm_mAP_50' if task == 'detection' else 'mIoU') in done.stdout
+
+
+@pytest.mark.parametrize('task', CONFIGS)
+def test_image_demo_refuses_another_architecture_and_draws_its_own(task, trained, shapes, tmp_path):
+    image = next((shapes / 'coco/val2017').glob('*.jpg'))
+    checkpoint = last_checkpoint(trained[task])
+    refused = run_tool('image_demo.py', image, CONFIGS[task], checkpoint, '--out', tmp_path / 'refused')
+    assert refused.returncode == 2
+    assert 'of another shape' in refused.stderr and 'patch_embed.0.weight' in refused.stderr
+
+    own = tmp_path / 'own.py'
+    dump = (
+        'import sys; from mmengine.config import Config, DictAction; import argparse\n'
+        'p = argparse.ArgumentParser(); p.add_argument("c"); p.add_argument("out"); '
+        'p.add_argument("--o", nargs="+", action=DictAction); a = p.parse_args()\n'
+        'c = Config.fromfile(a.c); c.merge_from_dict(a.o); c.dump(a.out)'
+    )
+    subprocess.run([sys.executable, '-c', dump, CONFIGS[task], own, '--o', *tiny(CONFIGS[task], shapes)], cwd=ROOT, check=True)
+    done = run_tool('image_demo.py', image, own, checkpoint, '--out', tmp_path / 'out')
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert len(list((tmp_path / 'out/vis').iterdir())) == 1
+
+
+def test_two_processes_train_to_equal_weights(shapes, tmp_path):
+    """A real gloo run; a hook compares every parameter across the ranks at the end."""
+    hook = tmp_path / 'equal_ranks.py'
+    hook.write_text(
+        'import torch, torch.distributed as dist\n'
+        'from mmengine.hooks import Hook\nfrom mmengine.registry import HOOKS\n'
+        '@HOOKS.register_module()\n'
+        'class EqualRanks(Hook):\n'
+        '    def after_train(self, runner):\n'
+        '        assert dist.get_world_size() == 2\n'
+        '        for name, p in runner.model.named_parameters():\n'
+        '            other = [torch.empty_like(p) for _ in range(2)]\n'
+        '            dist.all_gather(other, p.detach())\n'
+        '            assert torch.equal(*other), name\n'
+        '        runner.logger.info("ranks hold equal weights")\n'
+    )
+    done = subprocess.run(
+        ['bash', 'tools/dist_train.sh', DETECTION, '2', '--work-dir', str(tmp_path / 'work'), '--cfg-options',
+         *tiny(DETECTION, shapes), 'custom_imports.imports=[mmvmamba.models,mmvmamba.models.test_time_augs,equal_ranks]',
+         "custom_hooks=[{'type':'mmvmamba.ReproducibleRandomness'},{'type':'EqualRanks'}]", 'train_cfg.max_epochs=1'],
+        cwd=ROOT, capture_output=True, text=True, timeout=400,
+        env={**os.environ, 'PYTHON': sys.executable, 'PYTHONPATH': str(tmp_path), 'OMP_NUM_THREADS': '1', 'MASTER_PORT': '29517'},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert 'ranks hold equal weights' in done.stdout + done.stderr
+
+
+def test_unknown_config_suggests_names():
+    done = run_tool('train.py', 'configs/maskrcnn_vmamba_tiny.py')
+    assert done.returncode == 2
+    assert 'does not exist. Nearest: configs/maskrcnn_vmamba_t' in done.stderr
+
+
+@pytest.mark.parametrize('tool', ['train.py', 'test.py'])
+def test_missing_data_names_paths_and_how_to_get_them(tool, tmp_path):
+    root = tmp_path / 'nowhere'
+    options = [f'{split}_dataloader.dataset.data_root={root}/' for split in ('train', 'val', 'test')]
+    checkpoint = ['checkpoint.pth'] if tool == 'test.py' else []
+    done = run_tool(tool, 'configs/maskrcnn_vmamba_t.py', *checkpoint, '--cfg-options', *options)
+    assert done.returncode == 2
+    assert f'{root}/annotations/instances_' in done.stderr
+    assert 'make_shapes_dataset.py' in done.stderr
+
+
+def test_missing_and_truncated_checkpoints(trained, shapes, tmp_path):
+    options = ['--cfg-options', *tiny(DETECTION, shapes)]
+    done = run_tool('test.py', DETECTION, tmp_path / 'none.pth', *options)
+    assert done.returncode == 2 and 'none.pth does not exist' in done.stderr
+    damaged = tmp_path / 'damaged.pth'
+    damaged.write_bytes(Path(last_checkpoint(trained['detection'])).read_bytes()[:20000])
+    for arguments in (['test.py', DETECTION, damaged], ['train.py', DETECTION, '--resume', damaged]):
+        done = run_tool(*arguments, *options)
+        assert done.returncode == 2, done.stderr[-2000:]
+        assert 'damaged.pth is truncated or damaged' in done.stderr
+
+
+def test_checkpoint_of_another_architecture_is_listed(trained, shapes):
+    done = run_tool(
+        'test.py', DETECTION, last_checkpoint(trained['detection']), '--cfg-options', *tiny(DETECTION, shapes),
+        'model.backbone.depths=[1,1,3,1]',
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert 'made by another architecture or config' in done.stderr
+    assert 'missing:' in done.stderr and 'backbone.layers.2.blocks.1.norm.weight' in done.stderr
+    assert '... and' in done.stderr
+
+
+@pytest.mark.parametrize('tool', ['train.py', 'test.py', 'image_demo.py', 'demo.py', 'make_shapes_dataset.py'])
+def test_help_has_an_example(tool):
+    done = run_tool(tool, '--help')
+    assert done.returncode == 0 and 'Example' in done.stdout and 'python tools/' in done.stdout
