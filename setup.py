@@ -1,4 +1,4 @@
-"""Packaging: `mmvmamba`, with the folder `kernels/` installed as `mmvmamba.kernels` and the configs inside the wheel."""
+"""Packaging: `mmvmamba`, with the folder `kernels/` installed as `mmvmamba.kernels` and the configs in the wheel."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,17 @@ ENGINE = ['onedl-mmengine>=0.10.7']
 DETECTION = [*ENGINE, 'onedl-mmcv>=2.3', 'onedl-mmdetection>=3.5']
 SEGMENTATION = [*ENGINE, 'onedl-mmcv>=2.3', 'onedl-mmsegmentation>=1.4', 'ftfy', 'regex']
 CPU = ['numba']
-TEST = [*DETECTION, *SEGMENTATION, *CPU, 'triton; sys_platform == "linux"', 'safetensors', 'matplotlib', 'hypothesis', 'pytest', 'ruff']
+TEST = [
+    *DETECTION,
+    *SEGMENTATION,
+    *CPU,
+    'triton; sys_platform == "linux"',
+    'safetensors',
+    'matplotlib',
+    'hypothesis',
+    'pytest',
+    'ruff',
+]
 
 setup(
     name='mmvmamba',

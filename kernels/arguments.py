@@ -58,7 +58,9 @@ def check_parameter_dtype(operator: str, first: str, like: torch.Tensor, **param
             continue
         if value.dtype != torch.float32 or like.dtype == torch.float64:
             expected = like.dtype if like.dtype == torch.float64 else f'{like.dtype} or torch.float32'
-            raise TypeError(f'{operator}: {name} has dtype {value.dtype}; expected {expected} as {first} is {like.dtype}')
+            raise TypeError(
+                f'{operator}: {name} has dtype {value.dtype}; expected {expected} as {first} is {like.dtype}'
+            )
 
 
 def compute_dtype(tensor: torch.Tensor) -> torch.dtype:

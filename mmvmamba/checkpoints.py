@@ -65,7 +65,9 @@ def read_file(path: str | Path) -> dict:
             f'{reason}'
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError) as error:
-        raise CheckpointError(f'{path} is truncated or damaged ({str(error).splitlines()[0]}); get the file again') from error
+        raise CheckpointError(
+            f'{path} is truncated or damaged ({str(error).splitlines()[0]}); get the file again'
+        ) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f'{path} holds a {type(content).__name__}; expected a mapping of names to tensors')
     return dict(content)

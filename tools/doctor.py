@@ -1,4 +1,4 @@
-"""Show what is installed, what can run here, and the command that fixes each problem. Works with half the stack missing.
+"""Show what is installed, what can run here, and the command that fixes each problem; half the stack may be missing.
 
 Example: python tools/doctor.py
 """
@@ -68,7 +68,7 @@ def check_package(name: str) -> Finding:
     distribution, version = installed.popitem()
     try:
         importlib.import_module(name)
-    except Exception as error:  # noqa: BLE001 (whatever a broken package raises is what the user must see)
+    except Exception as error:
         return Finding(name, PROBLEM if needed else NOTE, f'{distribution} {version} does not import: {error!r}', fix)
     detail = f'{distribution} {version}'
     if tested and version.split('+')[0] != tested:
@@ -85,7 +85,7 @@ def check_compiled_operators() -> Finding:
 
         boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [1.0, 1.0, 10.0, 10.0]])
         _, kept = nms(boxes, torch.tensor([0.9, 0.8]), iou_threshold=0.5)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         return Finding(
             name,
             PROBLEM,
@@ -100,9 +100,8 @@ def check_backends() -> list[Finding]:
     """Which scan backends can run, and why the others cannot."""
     try:
         import torch
-
         from mmvmamba.kernels import availability
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         return [Finding('scan backends', PROBLEM, f'mmvmamba.kernels does not import: {error!r}', 'make setup')]
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     findings = []
@@ -121,7 +120,7 @@ def check_gpu() -> Finding:
         driver = subprocess.run(query, capture_output=True, text=True).stdout.strip().replace('\n', '; ')
     try:
         import torch
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         return Finding('GPU', PROBLEM, f'torch does not import: {error!r}', 'make setup')
     if torch.cuda.is_available():
         names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
@@ -138,11 +137,16 @@ def check_machine() -> list[Finding]:
     supported = (3, 10) <= sys.version_info[:2] <= (3, 12)
     python = Finding('python', OK, f'{platform.python_version()} ({sys.executable})')
     if not supported:
-        python = Finding('python', PROBLEM, f'{platform.python_version()}; 3.10 to 3.12 are tested', 'make PYTHON=python3.11 setup')
+        python = Finding(
+            'python', PROBLEM, f'{platform.python_version()}; 3.10 to 3.12 are tested', 'make PYTHON=python3.11 setup'
+        )
     compiler = shutil.which('c++') or shutil.which('g++') or shutil.which('clang++')
     if compiler:
         return [python, Finding('C++ compiler', OK, compiler)]
-    return [python, Finding('C++ compiler', NOTE, 'none; mmcv needs one to be compiled', 'apt-get install g++ python3-dev')]
+    return [
+        python,
+        Finding('C++ compiler', NOTE, 'none; mmcv needs one to be compiled', 'apt-get install g++ python3-dev'),
+    ]
 
 
 def examine() -> list[Finding]:

@@ -1,7 +1,7 @@
 """Write a small dataset of textured shapes on cluttered backgrounds, in COCO's and in ADE20K's layout.
 
-The same pictures serve both tasks: instances (boxes and masks) of five shapes, and a label for every pixel of the shapes
-and of three kinds of background. A seed decides everything; the same seed writes the same bytes.
+The same pictures serve both tasks: instances (boxes and masks) of five shapes, and a label for every pixel of the
+shapes and of three kinds of background. A seed decides everything; the same seed writes the same bytes.
 
     OUT/coco/annotations/instances_{train,val}2017.json    OUT/coco/{train,val}2017/*.jpg
     OUT/ade/images/{training,validation}/*.jpg             OUT/ade/annotations/{training,validation}/*.png

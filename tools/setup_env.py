@@ -151,7 +151,9 @@ def set_up(venv: Path, torch_option: str) -> None:
         mmcv_step = f'{mmcv} (prebuilt)'
     else:
         jobs = os.environ.get('MAX_JOBS', os.cpu_count())
-        mmcv_step = f'{mmcv}, compiling: about 25 minutes on two cores, minutes on a workstation ({jobs} jobs; MAX_JOBS)'
+        mmcv_step = (
+            f'{mmcv}, compiling: about 25 minutes on two cores, minutes on a workstation ({jobs} jobs; MAX_JOBS)'
+        )
     env.step(mmcv_step, COMPILER, '--no-build-isolation', mmcv)
     env.step('mmvmamba (editable), toolboxes, test tools', NETWORK, '--no-build-isolation', '--editable', '.[test]')
     env.stamp.write_text(stamp)

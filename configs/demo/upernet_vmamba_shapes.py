@@ -41,7 +41,11 @@ test_pipeline = [
 ]
 # ADE20KDataset insists on ADE20K's classes; the layout and the label files are the same
 dataset = dict(
-    type='BaseSegDataset', data_root=data_root, metainfo=metainfo, img_suffix='.jpg', seg_map_suffix='.png',
+    type='BaseSegDataset',
+    data_root=data_root,
+    metainfo=metainfo,
+    img_suffix='.jpg',
+    seg_map_suffix='.png',
     reduce_zero_label=True,
 )
 train_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(**dataset, pipeline=train_pipeline))

@@ -42,14 +42,14 @@ def selective_scan(u, delta, A, Bs, Cs, Ds=None, delta_bias=None, *, softplus=Tr
     batch, channels, length = u.shape
     states = A.shape[1]
     if length == 0 or channels == 0 or states == 0:
-        raise ValueError(
-            f'{name}: u has shape {tuple(u.shape)} and A {tuple(A.shape)}; only the batch may be empty, K*D, L, N may not'
-        )
+        raise ValueError(f'{name}: u has shape {tuple(u.shape)} and A {tuple(A.shape)}; only the batch may be empty')
     per_group = {'B': batch, 'N': states, 'L': length}
     if Bs.ndim == 4:
         per_group = {'B': batch, 'K': Bs.shape[1], 'N': states, 'L': length}
         if Bs.shape[1] == 0 or channels % Bs.shape[1]:
-            raise ValueError(f'{name}: Bs has K = {Bs.shape[1]} groups, which does not divide the {channels} channels of u')
+            raise ValueError(
+                f'{name}: Bs has K = {Bs.shape[1]} groups, which does not divide the {channels} channels of u'
+            )
     check_like(name, 'delta', delta, {'B': batch, 'K*D': channels, 'L': length}, 'u', u)
     check_like(name, 'A', A, {'K*D': channels, 'N': states}, 'u', u)
     check_like(name, 'Bs', Bs, per_group, 'u', u)
@@ -85,7 +85,7 @@ def _(u, delta, A, Bs, Cs, Ds, delta_bias, softplus, backend):
 @torch.library.custom_op(
     'mmvmamba::selective_scan_backward',
     mutates_args=(),
-    schema=f'(Tensor dy, {_TENSORS}, bool softplus, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
+    schema=f'(Tensor dy, {_TENSORS}, bool softplus, str backend) -> ({", ".join(["Tensor"] * 7)})',
 )
 def _backward(dy, u, delta, A, Bs, Cs, Ds, delta_bias, softplus, backend):
     tensors = (u, delta, A, Bs, Cs, Ds, delta_bias)

@@ -18,7 +18,9 @@ def check_fields(model: str, fields: Mapping, known: Mapping) -> None:
         if field not in known:
             near = difflib.get_close_matches(field, known, 1)
             hint = f'did you mean {near[0]!r}? ' if near else ''
-            raise TypeError(f'{model}: {field!r} is no argument and no field of an architecture; {hint}fields: {list(known)}')
+            raise TypeError(
+                f'{model}: {field!r} is no argument and no field of an architecture; {hint}fields: {list(known)}'
+            )
 
 
 def check_out_indices(model: str, out_indices, count: int) -> tuple[int, ...]:
@@ -36,6 +38,8 @@ def check_image(model: str, x: torch.Tensor, in_channels: int, smallest: int) ->
     if x.ndim != 4 or x.shape[1] != in_channels:
         raise ValueError(f'{model}: input has shape {shape}; expected (B, {in_channels}, H, W)')
     if min(x.shape[2:]) < smallest:
-        raise ValueError(f'{model}: input of {shape[2]} x {shape[3]} pixels is too small; expected at least {smallest} x {smallest}')
+        raise ValueError(
+            f'{model}: input of {shape[2]} x {shape[3]} pixels is too small; expected at least {smallest} x {smallest}'
+        )
     if not x.is_floating_point():
         raise TypeError(f'{model}: input has dtype {x.dtype}; expected floating point (normalise the image first)')

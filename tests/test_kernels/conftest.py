@@ -1,8 +1,9 @@
 import pytest
-
 from mmvmamba.kernels import availability
 
-ON_CPU = [name for name, reason in availability('cpu').items() if reason is None and name not in ('reference', 'triton')]
+ON_CPU = [
+    name for name, reason in availability('cpu').items() if reason is None and name not in ('reference', 'triton')
+]
 
 
 @pytest.fixture(params=ON_CPU)

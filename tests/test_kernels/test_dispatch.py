@@ -5,7 +5,6 @@ import sys
 
 import pytest
 import torch
-
 from mmvmamba.kernels import BackendUnavailableError, availability, dispatch, selective_scan
 from mmvmamba.kernels.testing import scan_inputs
 
@@ -33,7 +32,9 @@ def test_a_wrong_environment_is_named(monkeypatch):
 
 def test_refusal_says_why_and_what_can_run(monkeypatch):
     monkeypatch.delenv('TRITON_INTERPRET', raising=False)
-    with pytest.raises(BackendUnavailableError, match=r"'triton' cannot run on cpu: .*Backends that can run here: .*'torch'"):
+    with pytest.raises(
+        BackendUnavailableError, match=r"'triton' cannot run on cpu: .*Backends that can run here: .*'torch'"
+    ):
         selective_scan(**scan_inputs(), backend='triton')
 
 
@@ -46,7 +47,8 @@ def test_auto_never_takes_the_reference(monkeypatch):
 def test_availability_covers_every_backend():
     report = availability('cpu')
     assert list(report) == list(dispatch.BACKENDS)
-    assert report['reference'] is None and report['torch'] is None
+    assert report['reference'] is None
+    assert report['torch'] is None
     assert isinstance(report['triton'], str)
 
 
@@ -72,4 +74,5 @@ def test_import_is_light():
 
 def test_meta_tensors_give_shapes():
     y = selective_scan(**{k: v.to('meta') for k, v in scan_inputs().items()}, backend='torch')
-    assert y.shape == (2, 32, 33) and y.dtype == torch.float32
+    assert y.shape == (2, 32, 33)
+    assert y.dtype == torch.float32

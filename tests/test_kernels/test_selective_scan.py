@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from mmvmamba.kernels import selective_scan
 from mmvmamba.kernels.testing import TOLERANCE, assert_close, load_golden, output_and_gradients, scan_inputs
 
@@ -176,7 +175,11 @@ def test_compiles_without_graph_break(backend):
         (dict(delta=torch.zeros(2, 32, 30)), ValueError, r'delta has shape \(2, 32, 30\).*= \(2, 32, 33\) to fit u'),
         (dict(delta=torch.zeros(2, 32, 33, dtype=torch.float16)), TypeError, 'delta has dtype torch.float16 but u has'),
         (dict(A=torch.zeros(31, 1)), ValueError, r'A has shape \(31, 1\)'),
-        (dict(A=torch.zeros(32, 1, dtype=torch.float64)), TypeError, 'A has dtype torch.float64; expected torch.float32'),
+        (
+            dict(A=torch.zeros(32, 1, dtype=torch.float64)),
+            TypeError,
+            'A has dtype torch.float64; expected torch.float32',
+        ),
         (dict(Bs=torch.zeros(2, 5, 1, 33)), ValueError, 'K = 5 groups, which does not divide the 32 channels'),
         (dict(Cs=torch.zeros(2, 4, 2, 33)), ValueError, r'Cs has shape \(2, 4, 2, 33\)'),
         (dict(Ds=torch.zeros(8)), ValueError, r'Ds has shape \(8,\)'),

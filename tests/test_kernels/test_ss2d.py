@@ -1,12 +1,11 @@
-"""`ss2d` and `ss2d_norm`: every backend and route pattern against the reference, and the routes against golden walks."""
+"""`ss2d` and `ss2d_norm`: every backend and route pattern against the reference, the routes against golden walks."""
 
 import pytest
 import torch
-from torch.nn import functional as F
-
 from mmvmamba.kernels import ss2d, ss2d_norm
 from mmvmamba.kernels.ss2d.routes import PATTERNS, ROUTES, grid, sequence
 from mmvmamba.kernels.testing import TOLERANCE, assert_close, load_golden, output_and_gradients, ss2d_inputs
+from torch.nn import functional as F
 
 CASES = {
     'n1': dict(),
@@ -82,7 +81,9 @@ def test_transposing_the_image_swaps_rows_and_columns(backend_or_reference):
     """Of a symmetric set of parameters the cross scan cannot tell rows from columns."""
     arguments = ss2d_inputs(height=4, width=6)
     swapped = {
-        name: t if name == 'x' else t.unflatten(0, (4, -1))[[1, 0, 3, 2]].flatten(0, 1)
+        name: t
+        if name == 'x'
+        else t.unflatten(0, (4, -1))[[1, 0, 3, 2]].flatten(0, 1)
         if name in ('As', 'Ds')
         else t[[1, 0, 3, 2]]
         for name, t in arguments.items()
@@ -172,7 +173,11 @@ def test_norm_and_gate_follow_in_float32(dtype, gated, backend_or_reference):
         (dict(dt_projs_bias=torch.zeros(32)), ValueError, r'dt_projs_bias has shape \(32,\)'),
         (dict(As=torch.zeros(8, 1)), ValueError, r'As has shape \(8, 1\)'),
         (dict(Ds=[1.0]), TypeError, 'Ds must be a tensor'),
-        (dict(Ds=torch.zeros(32, dtype=torch.float16)), TypeError, 'Ds has dtype torch.float16; expected torch.float32'),
+        (
+            dict(Ds=torch.zeros(32, dtype=torch.float16)),
+            TypeError,
+            'Ds has dtype torch.float16; expected torch.float32',
+        ),
         (dict(routes='diagonal'), ValueError, "routes='diagonal' is unknown; expected one of"),
         (dict(routes='pair'), ValueError, "routes='pair' is unknown"),
     ],

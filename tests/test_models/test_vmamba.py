@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 from mmengine.registry import MODELS as ROOT_MODELS
-
 from mmvmamba.kernels.testing import assert_close, load_golden
+
 from mmvmamba.models import VMamba
 from mmvmamba.models.backbones.vmamba import ARCHS
 from mmvmamba.registry import MODELS
@@ -17,7 +17,10 @@ TINY = dict(embed_dims=8, depths=(1, 1, 2, 1))
 PUBLISHED = dict(
     zip(
         ARCHS,
-        (f'vmamba_{name}' for name in 't_s1l8 s_s1l20 b_s1l20 t_s2l5 s_s2l15 b_s2l15 t_v0 s_v0 b_v0'.split()),
+        (
+            f'vmamba_{name}'
+            for name in ['t_s1l8', 's_s1l20', 'b_s1l20', 't_s2l5', 's_s2l15', 'b_s2l15', 't_v0', 's_v0', 'b_v0']
+        ),
         strict=True,
     )
 )
@@ -103,7 +106,8 @@ def test_every_parameter_gets_a_gradient(arch, out_indices):
 
 def test_train_and_eval_return_the_model():
     model = VMamba(**TINY)
-    assert model.train() is model and model.eval() is model
+    assert model.train() is model
+    assert model.eval() is model
 
 
 @pytest.mark.parametrize('frozen', [-1, 0, 1, 3, 4])
@@ -164,14 +168,17 @@ def test_ssm_init(scheme):
     if scheme == 'mamba':
         torch.testing.assert_close(op.A_logs, torch.arange(1.0, 17).log().expand(256, 16))
         dt = torch.nn.functional.softplus(op.dt_projs_bias)
-        assert 0.9e-3 < dt.min() < 5e-3 and 0.05 < dt.max() < 0.11
+        assert 0.9e-3 < dt.min() < 5e-3
+        assert 0.05 < dt.max() < 0.11
         assert op.dt_projs_weight.abs().max() <= 2**-0.5
     elif scheme == 'rand':
         assert op.A_logs.std().item() == pytest.approx(1, abs=0.1)
-        assert op.dt_projs_weight.std().item() == pytest.approx(0.1, abs=0.02) and op.dt_projs_weight.min() < 0
+        assert op.dt_projs_weight.std().item() == pytest.approx(0.1, abs=0.02)
+        assert op.dt_projs_weight.min() < 0
     else:
         assert (op.A_logs == 0).all()
-        assert 0 <= op.dt_projs_bias.min() and op.dt_projs_bias.max() <= 0.1
+        assert op.dt_projs_bias.min() >= 0
+        assert op.dt_projs_bias.max() <= 0.1
 
 
 def test_without_depthwise_convolution():

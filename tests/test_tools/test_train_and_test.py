@@ -62,7 +62,13 @@ def test_resuming_after_a_kill_repeats_the_uninterrupted_run(task, trained, shap
     command = [sys.executable, 'tools/train.py', config, '--work-dir', tmp_path, '--cfg-options', *tiny(config, shapes)]
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONUNBUFFERED': '1'}
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     seen = []
     for line in process.stdout:
@@ -85,19 +91,22 @@ def test_resuming_after_a_kill_repeats_the_uninterrupted_run(task, trained, shap
 def test_resume_with_nothing_to_resume_says_so(shapes, tmp_path):
     done = train(DETECTION, shapes, tmp_path, 'train_cfg.max_epochs=1', '--resume')
     assert done.returncode == 0, done.stderr[-3000:]
-    assert 'no checkpoint in' in done.stdout and 'starting from the beginning' in done.stdout
+    assert 'no checkpoint in' in done.stdout
+    assert 'starting from the beginning' in done.stdout
 
 
 def test_detection_test_draws_and_saves(trained, shapes, tmp_path):
     done = run_tool(
-        'test.py', DETECTION, last_checkpoint(trained['detection']), '--work-dir', tmp_path, '--out', tmp_path / 'p.pkl',
-        '--show-dir', tmp_path / 'pictures', '--cfg-options', *tiny(DETECTION, shapes),
+        'test.py', DETECTION, last_checkpoint(trained['detection']), '--work-dir', tmp_path,
+        '--out', tmp_path / 'p.pkl', '--show-dir', tmp_path / 'pictures', '--cfg-options', *tiny(DETECTION, shapes),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert 'bbox_mAP_50' in done.stdout and 'segm_mAP_50' in done.stdout
+    assert 'bbox_mAP_50' in done.stdout
+    assert 'segm_mAP_50' in done.stdout
     assert (tmp_path / 'p.pkl').stat().st_size > 0
     pictures = list((tmp_path / 'pictures').rglob('*.jpg'))
-    assert len(pictures) == 4 and cv2.imread(str(pictures[0])).shape[2] == 3
+    assert len(pictures) == 4
+    assert cv2.imread(str(pictures[0])).shape[2] == 3
 
 
 def test_segmentation_test_draws_and_saves(trained, shapes, tmp_path):
@@ -115,7 +124,9 @@ def test_segmentation_test_draws_and_saves(trained, shapes, tmp_path):
 def test_test_time_augmentation(task, trained, shapes, tmp_path):
     config = CONFIGS[task]
     # two small scales instead of the recipe's; the flip stays
-    scales = "[{'type':'Resize','scale':(96,64),'keep_ratio':True},{'type':'Resize','scale':(144,96),'keep_ratio':True}]"
+    scales = (
+        "[{'type':'Resize','scale':(96,64),'keep_ratio':True},{'type':'Resize','scale':(144,96),'keep_ratio':True}]"
+    )
     done = run_tool(
         'test.py', config, last_checkpoint(trained[task]), '--tta', '--work-dir', tmp_path, '--cfg-options',
         *tiny(config, shapes), f'tta_pipeline.1.transforms.0={scales}',
@@ -130,7 +141,8 @@ def test_image_demo_refuses_another_architecture_and_draws_its_own(task, trained
     checkpoint = last_checkpoint(trained[task])
     refused = run_tool('image_demo.py', image, CONFIGS[task], checkpoint, '--out', tmp_path / 'refused')
     assert refused.returncode == 2
-    assert 'of another shape' in refused.stderr and 'patch_embed.0.weight' in refused.stderr
+    assert 'of another shape' in refused.stderr
+    assert 'patch_embed.0.weight' in refused.stderr
 
     own = tmp_path / 'own.py'
     dump = (
@@ -139,7 +151,9 @@ def test_image_demo_refuses_another_architecture_and_draws_its_own(task, trained
         'p.add_argument("--o", nargs="+", action=DictAction); a = p.parse_args()\n'
         'c = Config.fromfile(a.c); c.merge_from_dict(a.o); c.dump(a.out)'
     )
-    subprocess.run([sys.executable, '-c', dump, CONFIGS[task], own, '--o', *tiny(CONFIGS[task], shapes)], cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, '-c', dump, CONFIGS[task], own, '--o', *tiny(CONFIGS[task], shapes)], cwd=ROOT, check=True
+    )
     done = run_tool('image_demo.py', image, own, checkpoint, '--out', tmp_path / 'out')
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert len(list((tmp_path / 'out/vis').iterdir())) == 1
@@ -163,10 +177,12 @@ def test_two_processes_train_to_equal_weights(shapes, tmp_path):
     )
     done = subprocess.run(
         ['bash', 'tools/dist_train.sh', DETECTION, '2', '--work-dir', str(tmp_path / 'work'), '--cfg-options',
-         *tiny(DETECTION, shapes), 'custom_imports.imports=[mmvmamba.models,mmvmamba.models.test_time_augs,equal_ranks]',
+         *tiny(DETECTION, shapes),
+         'custom_imports.imports=[mmvmamba.models,mmvmamba.models.test_time_augs,equal_ranks]',
          "custom_hooks=[{'type':'mmvmamba.ReproducibleRandomness'},{'type':'EqualRanks'}]", 'train_cfg.max_epochs=1'],
         cwd=ROOT, capture_output=True, text=True, timeout=400,
-        env={**os.environ, 'PYTHON': sys.executable, 'PYTHONPATH': str(tmp_path), 'OMP_NUM_THREADS': '1', 'MASTER_PORT': '29517'},
+        env={**os.environ, 'PYTHON': sys.executable, 'PYTHONPATH': str(tmp_path),
+             'OMP_NUM_THREADS': '1', 'MASTER_PORT': '29517'},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert 'ranks hold equal weights' in done.stdout + done.stderr
@@ -192,7 +208,8 @@ def test_missing_data_names_paths_and_how_to_get_them(tool, tmp_path):
 def test_missing_and_truncated_checkpoints(trained, shapes, tmp_path):
     options = ['--cfg-options', *tiny(DETECTION, shapes)]
     done = run_tool('test.py', DETECTION, tmp_path / 'none.pth', *options)
-    assert done.returncode == 2 and 'none.pth does not exist' in done.stderr
+    assert done.returncode == 2
+    assert 'none.pth does not exist' in done.stderr
     damaged = tmp_path / 'damaged.pth'
     damaged.write_bytes(Path(last_checkpoint(trained['detection'])).read_bytes()[:20000])
     for arguments in (['test.py', DETECTION, damaged], ['train.py', DETECTION, '--resume', damaged]):
@@ -208,11 +225,14 @@ def test_checkpoint_of_another_architecture_is_listed(trained, shapes):
     )  # fmt: skip
     assert done.returncode == 2
     assert 'made by another architecture or config' in done.stderr
-    assert 'missing:' in done.stderr and 'backbone.layers.2.blocks.1.norm.weight' in done.stderr
+    assert 'missing:' in done.stderr
+    assert 'backbone.layers.2.blocks.1.norm.weight' in done.stderr
     assert '... and' in done.stderr
 
 
 @pytest.mark.parametrize('tool', ['train.py', 'test.py', 'image_demo.py', 'demo.py', 'make_shapes_dataset.py'])
 def test_help_has_an_example(tool):
     done = run_tool(tool, '--help')
-    assert done.returncode == 0 and 'Example' in done.stdout and 'python tools/' in done.stdout
+    assert done.returncode == 0
+    assert 'Example' in done.stdout
+    assert 'python tools/' in done.stdout

@@ -11,5 +11,7 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=0.00006, betas=(0.9, 0.999), weight_decay=0.01),
     # norm_decay_mult finds norms by their class, so those in stems and downsamplings count too
-    paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys={'op.A_logs': dict(decay_mult=0.0), 'op.Ds': dict(decay_mult=0.0)}),
+    paramwise_cfg=dict(
+        norm_decay_mult=0.0, custom_keys={'op.A_logs': dict(decay_mult=0.0), 'op.Ds': dict(decay_mult=0.0)}
+    ),
 )

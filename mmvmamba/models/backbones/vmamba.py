@@ -1,7 +1,7 @@
 """VMamba backbones for detection and segmentation.
 
-Paper: Liu et al., "VMamba: Visual State Space Model", NeurIPS 2024, arXiv 2401.10166. The published code and weights are
-under the MIT licence; this file is an implementation of its own whose parameter names are the published ones.
+Paper: Liu et al., "VMamba: Visual State Space Model", NeurIPS 2024, arXiv 2401.10166. The published code and weights
+are under the MIT licence; this file is an implementation of its own whose parameter names are the published ones.
 """
 
 import math
@@ -157,10 +157,7 @@ class Stage(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The stage's output before its downsample, `(B, H, W, C)`."""
         for block in self.blocks:
-            if self.with_cp and x.requires_grad:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if self.with_cp and x.requires_grad else block(x)
         return x
 
 
@@ -222,9 +219,13 @@ class VMamba(BaseModule):
         self.frozen_stages = frozen_stages
         stages = self.out_indices[-1] + 1
         if frozen_stages not in range(-1, stages + 1):
-            raise ValueError(f'{name}: frozen_stages={frozen_stages!r}; expected -1 to {stages}, the stages that are built')
+            raise ValueError(
+                f'{name}: frozen_stages={frozen_stages!r}; expected -1 to {stages}, the stages that are built'
+            )
         if spec['conv_size'] and spec['conv_size'] % 2 == 0:
-            raise ValueError(f'{name}: conv_size={spec["conv_size"]!r}; expected an odd number, or 0 for no convolution')
+            raise ValueError(
+                f'{name}: conv_size={spec["conv_size"]!r}; expected an odd number, or 0 for no convolution'
+            )
 
         rate = default_drop_path if drop_path_rate is None else drop_path_rate
         last = max(sum(self.depths) - 1, 1)

@@ -29,7 +29,17 @@ class SS2D(nn.Module):
     """
 
     def __init__(
-        self, channels, d_state, dt_rank, ssm_ratio, conv_size, conv_bias, gated, routes='cross', init='mamba', backend='auto'
+        self,
+        channels,
+        d_state,
+        dt_rank,
+        ssm_ratio,
+        conv_size,
+        conv_bias,
+        gated,
+        routes='cross',
+        init='mamba',
+        backend='auto',
     ):
         super().__init__()
         inner = int(ssm_ratio * channels)

@@ -31,7 +31,10 @@ class InstanceTTAModel(DetTTAModel):
         kept_boxes, keep = batched_nms(boxes, scores, labels, self.tta_cfg.nms)
         best = slice(self.tta_cfg.max_per_img)
         merged = InstanceData(
-            bboxes=kept_boxes[best, :-1], scores=kept_boxes[best, -1], labels=labels[keep][best], masks=masks[keep][best]
+            bboxes=kept_boxes[best, :-1],
+            scores=kept_boxes[best, -1],
+            labels=labels[keep][best],
+            masks=masks[keep][best],
         )
         sample = data_samples[0]
         sample.pred_instances = merged
