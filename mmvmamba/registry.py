@@ -1,8 +1,8 @@
 """Registry nodes of scope `mmvmamba`.
 
-`type='mmvmamba.VMamba'` finds our classes from any toolbox with nothing imported first. Our classes are also put
-into mmengine's root nodes, which every toolbox searches last, so that `type='VMamba'` works in mmdet and in mmseg alike after
-`custom_imports=dict(imports=['mmvmamba.models'])`.
+`type='mmvmamba.VMamba'` finds our classes from any toolbox with nothing imported first. Our classes are also put into
+mmengine's root nodes, which every toolbox searches last, so that `type='VMamba'` works in mmdet and in mmseg alike
+after `custom_imports=dict(imports=['mmvmamba.models'])`.
 """
 
 from mmengine import registry as root

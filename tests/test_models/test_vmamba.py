@@ -238,3 +238,9 @@ def test_bad_arguments(arguments, error, words):
 def test_bad_images(image, error, words):
     with pytest.raises(error, match=words):
         VMamba(**TINY)(image)
+
+
+def test_maps_are_contiguous():
+    """mmcv's RoIAlign reads memory as channels first whatever the strides say: other maps train nothing, silently."""
+    for out in VMamba(**TINY)(torch.zeros(1, 3, 32, 48)):
+        assert out.is_contiguous()

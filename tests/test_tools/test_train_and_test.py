@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from conftest import DETECTION, ROOT, SEGMENTATION, run_tool, tiny
+from tool_runs import DETECTION, ROOT, SEGMENTATION, run_tool, tiny
 
 CONFIGS = {'detection': DETECTION, 'segmentation': SEGMENTATION}
 

@@ -270,7 +270,7 @@ class VMamba(BaseModule):
             x: `(B, in_channels, H, W)`, H and W from 4 pixels up.
 
         Returns:
-            For each of `out_indices` a map `(B, C_i, H_i, W_i)`, channels last in memory, of stride `4 * 2**i`.
+            For each of `out_indices` a contiguous map `(B, C_i, H_i, W_i)` of stride `4 * 2**i`.
         """
         check_image(type(self).__name__, x, self.in_channels, _STEM_STRIDE)
         x = self.patch_embed(x.contiguous(memory_format=torch.channels_last))
@@ -278,7 +278,8 @@ class VMamba(BaseModule):
         for i, stage in enumerate(self.layers):
             x = stage(x)
             if i in self.out_indices:
-                outs.append(getattr(self, f'outnorm{i}')(x).permute(0, 3, 1, 2))
+                # a copy: mmcv's RoIAlign reads memory as channels first whatever the strides say
+                outs.append(getattr(self, f'outnorm{i}')(x).permute(0, 3, 1, 2).contiguous())
             if stage.downsample is not None:
                 x = stage.downsample(x)
         return tuple(outs)

@@ -1,0 +1,165 @@
+"""Every config: it parses, states its published recipe, builds, and runs a forward pass, a loss and its gradients."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope, init_default_scope
+
+from mmvmamba.engine.launch import prepare, task_of
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+PATHS = sorted(path for folder in (CONFIGS, CONFIGS / 'demo') for path in folder.glob('*.py'))
+IDS = [str(path.relative_to(CONFIGS)) for path in PATHS]
+MOST_LINES = 30
+SIZES = dict(t='tiny', s='small', b='base')
+DROP_PATH = dict(t=0.2, s=0.3, b=0.6)  # detection and segmentation alike
+VMAMBA = [path.stem for path in PATHS if path.parent == CONFIGS and '_vmamba_' in path.stem]
+
+
+def load(path, tmp_path):
+    cfg = Config.fromfile(path)
+    prepare(cfg, 'none', str(tmp_path))
+    return cfg
+
+
+def build(cfg):
+    if task_of(cfg) == 'mmdet':
+        from mmdet.registry import MODELS
+    else:
+        from mmseg.registry import MODELS
+    init_default_scope(cfg.default_scope)
+    return MODELS.build(cfg.model)
+
+
+@pytest.fixture(autouse=True)
+def _no_leaking_scope():
+    yield
+    DefaultScope._instance_dict.clear()
+
+
+def random_batch(cfg, size):
+    """Two images with annotations, as a data loader of the config's task would hand them over."""
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8) for _ in range(2)]
+    if task_of(cfg) == 'mmdet':
+        from mmdet.testing import demo_mm_inputs
+
+        classes = cfg.model.roi_head.bbox_head
+        count = (classes[0] if isinstance(classes, (list, tuple)) else classes).num_classes
+        packed = demo_mm_inputs(2, [(3, *size)] * 2, num_items=[2, 3], num_classes=count, with_mask=True)
+        return dict(inputs=images, data_samples=packed['data_samples'])
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    samples = []
+    for _ in images:
+        labels = torch.randint(0, cfg.model.decode_head.num_classes, (1, *size), generator=generator)
+        samples.append(
+            SegDataSample(
+                gt_sem_seg=PixelData(data=labels), metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size)
+            )
+        )
+    return dict(inputs=images, data_samples=samples)
+
+
+@pytest.mark.parametrize('path', PATHS, ids=IDS)
+def test_builds_and_every_parameter_gets_a_gradient(path, tmp_path):
+    cfg = load(path, tmp_path)
+    torch.manual_seed(0)
+    model = build(cfg)
+    model.train()
+    size = (64, 96)
+    if task_of(cfg) == 'mmseg':  # its preprocessor pads to the crop; on whole crops this test would take minutes
+        model.data_preprocessor.size = None
+        model.data_preprocessor.size_divisor = 32
+    else:
+        for sampler in samplers(model):
+            sampler.num = 32
+    batch = model.data_preprocessor(random_batch(cfg, size), True)
+    losses = model(**batch, mode='loss')
+    loss, logged = model.parse_losses(losses)
+    assert torch.isfinite(loss)
+    assert loss > 0
+    assert len(logged) > 2
+    loss.backward()
+    without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without
+    model.eval()
+    with torch.no_grad():
+        assert len(model(**model.data_preprocessor(random_batch(cfg, size), False), mode='predict')) == 2
+
+
+def samplers(model):
+    """RoI samplers of a two-stage detector: a test needs few regions, the recipe's 512 an image take minutes here."""
+    found = [model.roi_head.bbox_sampler] if model.with_roi_head else []
+    return [s for entry in found for s in (entry if isinstance(entry, list) else [entry])]
+
+
+@pytest.mark.parametrize('path', PATHS, ids=IDS)
+def test_optimizer_spares_norms_and_state_parameters_from_decay(path, tmp_path):
+    cfg = load(path, tmp_path)
+    if cfg.model.backbone.type == 'VMamba':  # fewer blocks build faster
+        cfg.model.backbone.depths = (1, 1, 1, 1)
+    model = build(cfg)
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+    decay = {id(p): group['weight_decay'] for group in groups for p in group['params']}
+    names = {name: decay[id(p)] for name, p in model.named_parameters()}
+    free = ('A_log', 'A_logs', 'A_b_log', '.Ds', '.D', '.D_b', 'pos_embed')
+    for name, value in names.items():
+        if name.endswith(free) or 'norm' in name:
+            assert value == 0.0, name
+    assert names[
+        'backbone.patch_embed.proj.weight' if 'backbone.pos_embed' in names else 'backbone.patch_embed.0.weight'
+    ]
+
+
+@pytest.mark.parametrize('path', [p for p in PATHS if p.parent == CONFIGS], ids=[i for i in IDS if '/' not in i])
+def test_is_short_and_complete(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= MOST_LINES
+    assert text.startswith('# '), 'the first line says what it is'
+    assert '::' not in text, 'every base is in this repository'
+
+
+@pytest.mark.parametrize('name', VMAMBA)
+def test_architecture_and_drop_path_are_the_published_ones(name):
+    backbone = Config.fromfile(CONFIGS / f'{name}.py').model.backbone
+    size = next(letter for letter in SIZES if f'_{letter}' in name.replace('_vmamba', ''))
+    fields = (
+        'v0' if '_v0_' in name else 's1l8' if size == 't' and 's2l5' not in name else 's2l5' if size == 't' else 's2l15'
+    )
+    assert (backbone.arch, backbone.drop_path_rate) == (f'{SIZES[size]}_{fields}', DROP_PATH[size])
+
+
+@pytest.mark.parametrize('name', [n for n in VMAMBA if n.startswith('maskrcnn')])
+def test_detection_recipe(name):
+    cfg = Config.fromfile(CONFIGS / f'{name}.py')
+    epochs, steps = (36, [27, 33]) if name.endswith('3x') else (12, [8, 11])
+    warmup, decay = cfg.param_scheduler
+    assert cfg.train_cfg.max_epochs == epochs
+    assert (decay.milestones, decay.end) == (steps, epochs)
+    assert (warmup.start_factor, warmup.end, warmup.by_epoch) == (0.001, 1000, False)
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-4, 0.05)
+    assert tuple(optimizer.betas) == (0.9, 0.999)
+    assert cfg.auto_scale_lr.base_batch_size == 16
+
+
+@pytest.mark.parametrize('name', [n for n in VMAMBA if n.startswith('upernet')])
+def test_segmentation_recipe(name):
+    cfg = Config.fromfile(CONFIGS / f'{name}.py')
+    warmup, decay = cfg.param_scheduler
+    assert cfg.train_cfg.max_iters == 160000
+    assert (warmup.start_factor, warmup.end) == (1e-6, 1500)
+    assert (decay.type, decay.power, decay.eta_min, decay.begin, decay.end) == ('PolyLR', 1.0, 0.0, 1500, 160000)
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 6e-5, 0.01)
+    side = 640 if name.endswith('640') else 512
+    assert tuple(cfg.model.data_preprocessor.size) == (side, side)
+    crop = next(step for step in cfg.train_dataloader.dataset.pipeline if step.type == 'RandomCrop')
+    assert tuple(crop.crop_size) == (side, side)
+    assert cfg.model.decode_head.channels == 512
+    assert (cfg.model.auxiliary_head.in_index, cfg.model.auxiliary_head.loss_decode.loss_weight) == (2, 0.4)

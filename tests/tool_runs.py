@@ -1,0 +1,54 @@
+"""Running the tools as a user would, in seconds instead of hours."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DETECTION = 'configs/demo/maskrcnn_vmamba_shapes.py'
+SEGMENTATION = 'configs/demo/upernet_vmamba_shapes.py'
+
+
+def run_tool(name, *arguments, timeout=300, **environment):
+    """Run a tool from the repository's root as a user would; returns the finished process with its output as text."""
+    command = [sys.executable, str(ROOT / 'tools' / name), *map(str, arguments)]
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'Agg', **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def tiny(config, shapes):
+    """Options that make a demo config train for seconds on the small dataset."""
+    common = [
+        'model.backbone.embed_dims=8',
+        'model.backbone.depths=[1,1,1,1]',
+        'train_dataloader.batch_size=2',
+        'default_hooks.logger.interval=1',
+    ]
+    roots = [f'{split}_dataloader.dataset.data_root=' for split in ('train', 'val', 'test')]
+    if config == DETECTION:
+        annotations = shapes / 'coco/annotations/instances_val2017.json'
+        return [
+            *common,
+            *(f'{root}{shapes}/coco/' for root in roots),
+            'model.neck.in_channels=[8,16,32,64]',
+            'train_cfg.max_epochs=2',
+            'train_cfg.val_interval=2',
+            f'val_evaluator.ann_file={annotations}',
+            f'test_evaluator.ann_file={annotations}',
+        ]
+    return [
+        *common,
+        *(f'{root}{shapes}/ade' for root in roots),
+        'model.decode_head.in_channels=[8,16,32,64]',
+        'model.auxiliary_head.in_channels=32',
+        'train_cfg.max_iters=6',
+        'train_cfg.val_interval=6',
+        'default_hooks.checkpoint.interval=3',
+    ]
