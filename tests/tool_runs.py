@@ -1,9 +1,12 @@
 """Running the tools as a user would, in seconds instead of hours."""
 
+import argparse
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+from mmengine.config import Config, DictAction
 
 ROOT = Path(__file__).resolve().parents[1]
 DETECTION = 'configs/demo/maskrcnn_vmamba_shapes.py'
@@ -52,3 +55,12 @@ def tiny(config, shapes):
         'train_cfg.val_interval=6',
         'default_hooks.checkpoint.interval=3',
     ]
+
+
+def dumpable(config, shapes) -> Config:
+    """A demo config with the `tiny` options merged, to change further and write to a file."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--options', nargs='+', action=DictAction)
+    cfg = Config.fromfile(ROOT / config)
+    cfg.merge_from_dict(parser.parse_args(['--options', *tiny(config, shapes)]).options)
+    return cfg

@@ -73,6 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault('LOCAL_RANK', str(arguments.local_rank))
     try:
         cfg = configure(arguments)
+        launch.join_processes(cfg)
         state_dict = checkpoints.read(arguments.checkpoint)
         runner = Runner.from_cfg(cfg)
         model = runner.model.module if is_model_wrapper(runner.model) or arguments.tta else runner.model

@@ -70,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault('LOCAL_RANK', str(arguments.local_rank))
     try:
         cfg = configure(arguments)
+        launch.join_processes(cfg)
     except (FileNotFoundError, ValueError) as error:
         print(f'train.py: {error}', file=sys.stderr)
         return 2

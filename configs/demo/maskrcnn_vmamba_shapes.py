@@ -70,11 +70,11 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
-epochs = 14
-train_cfg = dict(max_epochs=epochs, val_interval=7)
+epochs = 10
+train_cfg = dict(max_epochs=epochs, val_interval=5)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=60),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=epochs, eta_min=1e-5, convert_to_iter_based=True),
 ]
-optim_wrapper = dict(optimizer=dict(lr=0.001), clip_grad=dict(max_norm=10.0))
+optim_wrapper = dict(optimizer=dict(lr=0.002), clip_grad=dict(max_norm=10.0))
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=2, save_best=None))

@@ -113,10 +113,27 @@ def prepare(cfg: Config, launcher: str, work_dir: str | None) -> None:
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(cfg.filename).stem)
     cuda = torch.cuda.is_available()
-    if not cuda and cfg.env_cfg.dist_cfg.get('backend') == 'nccl':
+    if not cuda and launcher != 'none':
         cfg.env_cfg.dist_cfg.backend = 'gloo'
+        if cfg.get('model_wrapper_cfg') is None:  # mmengine's default names a GPU
+            cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
     if (launcher == 'none' or not cuda) and _replace_sync_batch_norm(cfg.model):
         print_log('SyncBN needs several GPUs: training with BN instead', logger='current', level=logging.WARNING)
+
+
+def join_processes(cfg: Config) -> None:
+    """Join the process group where mmengine cannot: its launchers select a GPU first, so they fail without one.
+
+    Raises:
+        ValueError: a launcher that works on GPUs only.
+    """
+    if cfg.launcher == 'none' or torch.cuda.is_available() or torch.distributed.is_initialized():
+        return
+    if cfg.launcher != 'pytorch':
+        raise ValueError(
+            f"--launcher {cfg.launcher} needs GPUs, and torch sees none here; expected 'none' or 'pytorch'"
+        )
+    torch.distributed.init_process_group(cfg.env_cfg.dist_cfg.backend)
 
 
 def _replace_sync_batch_norm(node) -> bool:

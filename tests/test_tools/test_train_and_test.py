@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from tool_runs import DETECTION, ROOT, SEGMENTATION, run_tool, tiny
+from tool_runs import DETECTION, ROOT, SEGMENTATION, dumpable, run_tool, tiny
 
 CONFIGS = {'detection': DETECTION, 'segmentation': SEGMENTATION}
 
@@ -99,6 +99,7 @@ def test_detection_test_draws_and_saves(trained, shapes, tmp_path):
     done = run_tool(
         'test.py', DETECTION, last_checkpoint(trained['detection']), '--work-dir', tmp_path,
         '--out', tmp_path / 'p.pkl', '--show-dir', tmp_path / 'pictures', '--cfg-options', *tiny(DETECTION, shapes),
+        'model.test_cfg.rcnn.score_thr=0',
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert 'bbox_mAP_50' in done.stdout
@@ -123,14 +124,14 @@ def test_segmentation_test_draws_and_saves(trained, shapes, tmp_path):
 @pytest.mark.parametrize('task', CONFIGS)
 def test_test_time_augmentation(task, trained, shapes, tmp_path):
     config = CONFIGS[task]
-    # two small scales instead of the recipe's; the flip stays
-    scales = (
-        "[{'type':'Resize','scale':(96,64),'keep_ratio':True},{'type':'Resize','scale':(144,96),'keep_ratio':True}]"
-    )
-    done = run_tool(
-        'test.py', config, last_checkpoint(trained[task]), '--tta', '--work-dir', tmp_path, '--cfg-options',
-        *tiny(config, shapes), f'tta_pipeline.1.transforms.0={scales}',
-    )  # fmt: skip
+    cfg = dumpable(config, shapes)
+    scales = [dict(type='Resize', scale=scale, keep_ratio=True) for scale in [(96, 64), (144, 96)]]
+    cfg.tta_pipeline[1].transforms[0] = scales  # instead of the recipe's
+    if task == 'detection':
+        cfg.model.test_cfg.rcnn.score_thr = 0.0  # whatever it finds after so few steps
+    cfg.dump(tmp_path / 'two_scales.py')
+    checkpoint = last_checkpoint(trained[task])
+    done = run_tool('test.py', tmp_path / 'two_scales.py', checkpoint, '--tta', '--work-dir', tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert ('segm_mAP_50' if task == 'detection' else 'mIoU') in done.stdout
 
@@ -145,15 +146,7 @@ def test_image_demo_refuses_another_architecture_and_draws_its_own(task, trained
     assert 'patch_embed.0.weight' in refused.stderr
 
     own = tmp_path / 'own.py'
-    dump = (
-        'import sys; from mmengine.config import Config, DictAction; import argparse\n'
-        'p = argparse.ArgumentParser(); p.add_argument("c"); p.add_argument("out"); '
-        'p.add_argument("--o", nargs="+", action=DictAction); a = p.parse_args()\n'
-        'c = Config.fromfile(a.c); c.merge_from_dict(a.o); c.dump(a.out)'
-    )
-    subprocess.run(
-        [sys.executable, '-c', dump, CONFIGS[task], own, '--o', *tiny(CONFIGS[task], shapes)], cwd=ROOT, check=True
-    )
+    dumpable(CONFIGS[task], shapes).dump(own)
     done = run_tool('image_demo.py', image, own, checkpoint, '--out', tmp_path / 'out')
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert len(list((tmp_path / 'out/vis').iterdir())) == 1

@@ -1,0 +1,107 @@
+"""What a user gets from the wheel, in an empty directory, and what importing costs."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    out = tmp_path_factory.mktemp('wheel')
+    command = [
+        sys.executable,
+        '-m',
+        'pip',
+        'wheel',
+        '--no-deps',
+        '--no-build-isolation',
+        '-q',
+        '-w',
+        str(out),
+        str(ROOT),
+    ]
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    (path,) = out.glob('*.whl')
+    return path
+
+
+@pytest.fixture(scope='module')
+def site(wheel, tmp_path_factory):
+    """A folder with the wheel's content alone, put before the editable install of this environment."""
+    folder = tmp_path_factory.mktemp('site')
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def run(code, cwd, site=''):
+    """Run Python code in `cwd`; modules of the folder `site` come first."""
+    environment = {**os.environ, 'PYTHONPATH': str(site)}
+    command = [sys.executable, '-c', code]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_wheel_is_pure_python_and_complete(wheel):
+    assert wheel.name.endswith('-py3-none-any.whl')
+    names = zipfile.ZipFile(wheel).namelist()
+    assert not [name for name in names if name.endswith(('.so', '.pyd', '.dll', '.cu', '.cpp'))]
+    for folder, inside in (
+        ('mmvmamba', 'mmvmamba'),
+        ('kernels', 'mmvmamba/kernels'),
+        ('configs', 'mmvmamba/.mim/configs'),
+    ):
+        files = (path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob('*.py') if '.mim' not in path.parts)
+        assert not {f'{inside}/{file}' for file in files} - set(names)
+    assert any(name.endswith('LICENSE') for name in names)
+
+
+def test_forward_and_both_type_names_from_an_empty_directory(site, tmp_path):
+    done = run(
+        'import mmvmamba, torch\n'
+        f'assert mmvmamba.__file__.startswith({str(site)!r}), mmvmamba.__file__\n'
+        f'import mmvmamba.kernels as k; assert k.__file__.startswith({str(site)!r}), k.__file__\n'
+        'from mmvmamba.models import VMamba\n'
+        'assert [tuple(o.shape) for o in VMamba()(torch.zeros(1, 3, 33, 47))][0] == (1, 96, 9, 12)\n'
+        'from mmengine.config import Config\n'
+        'from mmengine.registry import init_default_scope\n'
+        'from mmdet.registry import MODELS\n'
+        'from pathlib import Path\n'
+        "cfg = Config.fromfile(Path(mmvmamba.__file__).parent / '.mim/configs/maskrcnn_vmamba_t.py')\n"
+        "init_default_scope('mmdet')\n"
+        "for name in ('VMamba', 'mmvmamba.VMamba'):\n"
+        '    cfg.model.backbone.type = name\n'
+        '    assert type(MODELS.build(cfg.model).backbone) is VMamba\n',
+        tmp_path,
+        site,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_scoped_type_needs_no_import_first(tmp_path):
+    done = run(
+        'from mmdet.registry import MODELS\n'
+        "model = MODELS.build(dict(type='mmvmamba.VMamba', depths=(1, 1), embed_dims=8, out_indices=(0,)))\n"
+        "assert type(model).__name__ == 'VMamba'\n",
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    'module, heavy',
+    [
+        ('mmvmamba', ['torch', 'mmengine', 'numba', 'triton']),
+        ('mmvmamba.kernels', ['mmengine', 'mmcv', 'mmdet', 'mmseg', 'numba', 'triton', 'torch._dynamo']),
+        ('mmvmamba.models', ['mmcv', 'mmdet', 'mmseg', 'numba', 'triton']),
+    ],
+)
+def test_imports_are_light(module, heavy, tmp_path):
+    code = f'import sys, {module}; print(sorted(set({heavy!r}) & set(sys.modules)))'
+    done = run(code, tmp_path)
+    assert done.stdout.strip() == '[]', done.stdout + done.stderr
