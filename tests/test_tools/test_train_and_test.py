@@ -168,11 +168,13 @@ def test_two_processes_train_to_equal_weights(shapes, tmp_path):
         '            assert torch.equal(*other), name\n'
         '        runner.logger.info("ranks hold equal weights")\n'
     )
+    cfg = dumpable(DETECTION, shapes)
+    cfg.custom_imports.imports.append('equal_ranks')
+    cfg.custom_hooks.append(dict(type='EqualRanks'))
+    cfg.train_cfg.max_epochs = 1
+    cfg.dump(tmp_path / 'config.py')
     done = subprocess.run(
-        ['bash', 'tools/dist_train.sh', DETECTION, '2', '--work-dir', str(tmp_path / 'work'), '--cfg-options',
-         *tiny(DETECTION, shapes),
-         'custom_imports.imports=[mmvmamba.models,mmvmamba.models.test_time_augs,equal_ranks]',
-         "custom_hooks=[{'type':'mmvmamba.ReproducibleRandomness'},{'type':'EqualRanks'}]", 'train_cfg.max_epochs=1'],
+        ['bash', 'tools/dist_train.sh', tmp_path / 'config.py', '2', '--work-dir', tmp_path / 'work'],
         cwd=ROOT, capture_output=True, text=True, timeout=400,
         env={**os.environ, 'PYTHON': sys.executable, 'PYTHONPATH': str(tmp_path),
              'OMP_NUM_THREADS': '1', 'MASTER_PORT': '29517'},
