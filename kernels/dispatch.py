@@ -41,14 +41,16 @@ class Operator:
         """Import and return the module that implements `backend`."""
         return importlib.import_module(f'.{self._modules[backend]}', self._package)
 
-    def why_not(self, backend: str, device_type: str) -> str | None:
-        """Say why `backend` cannot run this operator on `device_type`, or None if it can."""
+    def why_not(self, backend: str, device_type: str, dtype: torch.dtype = torch.float32) -> str | None:
+        """Say why `backend` cannot run this operator on tensors of this kind, or None if it can."""
         if backend not in self._modules:
             return f'{self.name} has no {backend} implementation in this version'
-        return _why_not(backend, device_type)
+        return _why_not(backend, device_type, dtype)
 
 
-def _why_not(backend: str, device_type: str) -> str | None:
+def _why_not(backend: str, device_type: str, dtype: torch.dtype) -> str | None:
+    if backend in ('triton', 'cpu') and dtype == torch.float64:
+        return 'it computes in float32 and these tensors are float64'
     if backend == 'triton':
         if importlib.util.find_spec('triton') is None:
             return 'the package triton is not installed (pip install triton)'
@@ -78,7 +80,7 @@ def _import_operators() -> None:
     importlib.import_module(__package__)
 
 
-def choose(operator: str, backend: str, device_type: str) -> str:
+def choose(operator: str, backend: str, device_type: str, dtype: torch.dtype = torch.float32) -> str:
     """Return the backend that runs `operator`: the argument, else the environment variable, else the fastest.
 
     Constant under torch.compile: which backend runs is decided when the graph is traced.
@@ -92,13 +94,13 @@ def choose(operator: str, backend: str, device_type: str) -> str:
         backend = os.environ.get(ENVIRONMENT_VARIABLE) or 'auto'
         source = f'{ENVIRONMENT_VARIABLE}='
     if backend == 'auto':
-        return _fastest(operator, device_type)
+        return _fastest(operator, device_type, dtype)
     if backend not in BACKENDS:
         raise ValueError(f"{operator}: {source}{backend!r} is unknown; expected 'auto' or one of {list(BACKENDS)}")
     why_not = _operators[operator].why_not
-    reason = why_not(backend, device_type)
+    reason = why_not(backend, device_type, dtype)
     if reason is not None:
-        able = [name for name in BACKENDS if why_not(name, device_type) is None]
+        able = [name for name in BACKENDS if why_not(name, device_type, dtype) is None]
         raise BackendUnavailableError(
             f'{operator}: {source}{backend!r} cannot run on {device_type}: {reason}. '
             f"Backends that can run here: {able}; or leave the choice to 'auto'."
@@ -111,16 +113,20 @@ choose._dynamo_marked_constant = True
 
 
 @functools.cache
-def _fastest(operator: str, device_type: str) -> str:
+def _fastest(operator: str, device_type: str, dtype: torch.dtype) -> str:
     """First backend that can run; cached, which also makes the log say it once."""
     why_not = _operators[operator].why_not
+    reasons = []
     for backend in BACKENDS:
-        reason = why_not(backend, device_type)
+        if backend == 'triton' and device_type != 'cuda':
+            continue  # its interpreter is for tests, thousands of times slower than any other backend
+        reason = why_not(backend, device_type, dtype)
         if reason is None:
-            _logger.info('%s on %s: using the %s backend', operator, device_type, backend)
+            passed_over = f' ({"; ".join(reasons)})' if reasons else ''
+            _logger.info('%s on %s: using the %s backend%s', operator, device_type, backend, passed_over)
             return backend
-        _logger.debug('%s on %s: not the %s backend: %s', operator, device_type, backend, reason)
-    raise BackendUnavailableError(f'{operator}: no backend can run on {device_type}')
+        reasons.append(f'not {backend}: {reason}')
+    raise BackendUnavailableError(f'{operator}: no backend can run on {device_type}: {"; ".join(reasons)}')
 
 
 def full_precision(device: torch.device):

@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     if not (DATA / 'classes.json').exists():
         run('make_shapes_dataset.py', DATA, '--overwrite')
     run('train.py', arguments.config, '--work-dir', work_dir)
+    log = newest(work_dir, '*.log')
     checkpoint = Path((work_dir / 'last_checkpoint').read_text().strip())
     run('test.py', arguments.config, checkpoint, '--work-dir', work_dir / 'test', '--show-dir', pictures)
 
@@ -50,8 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     for key, name in METRICS.items():
         if key in metrics:
             print(f'  {name}: {metrics[key]}')
-    print(f'pictures:   {newest(pictures, "*.*g").parent}')
-    print(f'log:        {newest(work_dir, "*.log")}')
+    print(f'pictures:   {newest(pictures, "*.*g").parent}  (left: ground truth, right: predictions)')
+    print(f'log:        {log}')
     print(f'checkpoint: {checkpoint}')
     return 0
 

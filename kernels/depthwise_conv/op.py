@@ -4,7 +4,9 @@ from .. import dispatch
 from ..arguments import check_like, check_tensor
 
 _PYTORCH = 'torch_conv'
-_operator = dispatch.Operator('depthwise_conv_silu', __package__, {'reference': _PYTORCH, 'torch': _PYTORCH})
+_operator = dispatch.Operator(
+    'depthwise_conv_silu', __package__, dict.fromkeys(('cpu', 'torch', 'reference'), _PYTORCH)
+)
 
 
 def depthwise_conv_silu(x, weight, bias=None, *, backend='auto'):

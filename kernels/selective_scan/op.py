@@ -6,7 +6,9 @@ from .. import dispatch, gradients
 from ..arguments import check_like, check_parameter_dtype, check_same_dtype, check_tensor, compute_dtype
 from . import reference
 
-_operator = dispatch.Operator('selective_scan', __package__, {'reference': 'reference', 'torch': 'torch_blocked'})
+_operator = dispatch.Operator(
+    'selective_scan', __package__, {'reference': 'reference', 'torch': 'torch_blocked', 'cpu': 'cpu'}
+)
 
 _TENSORS = 'Tensor u, Tensor delta, Tensor A, Tensor Bs, Tensor Cs, Tensor? Ds, Tensor? delta_bias'
 
@@ -62,7 +64,7 @@ def selective_scan(u, delta, A, Bs, Cs, Ds=None, delta_bias=None, *, softplus=Tr
     if Bs.ndim == 3:
         Bs, Cs = Bs[:, None], Cs[:, None]
 
-    chosen = dispatch.choose(name, backend, u.device.type)
+    chosen = dispatch.choose(name, backend, u.device.type, u.dtype)
     if chosen == 'reference':
         with dispatch.full_precision(u.device):
             return reference.selective_scan(u, delta, A, Bs, Cs, Ds, delta_bias, softplus)

@@ -8,7 +8,7 @@ from ..arguments import check_like, check_parameter_dtype, check_tensor, compute
 from . import reference
 from .routes import CASCADE, PAIR, PATTERNS
 
-_operator = dispatch.Operator('ss2d', __package__, {'reference': 'reference', 'torch': 'torch_blocked'})
+_operator = dispatch.Operator('ss2d', __package__, {'reference': 'reference', 'torch': 'torch_blocked', 'cpu': 'cpu'})
 
 _TENSORS = (
     'Tensor x, Tensor x_proj_weight, Tensor dt_projs_weight, Tensor dt_projs_bias, Tensor As, Tensor Ds, str routes'
@@ -68,7 +68,7 @@ def ss2d(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, *, routes='cr
         'Ds': Ds,
     }
     check_parameter_dtype(name, 'x', x, **parameters)
-    chosen = dispatch.choose(name, backend, x.device.type)
+    chosen = dispatch.choose(name, backend, x.device.type, x.dtype)
     if routes == CASCADE:
         return _cascade(x, *parameters.values(), chosen)
     return _scan_grid(x, *parameters.values(), routes, chosen)

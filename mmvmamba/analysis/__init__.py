@@ -1,0 +1,1 @@
+"""Measuring and looking at models: functions that the command lines in tools/ call."""

@@ -1,0 +1,48 @@
+"""Measure speed: ratios within one run, labelled with commit and device.
+
+Example: python tools/benchmark.py kernels --height 200 --width 320
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from mmvmamba.analysis import benchmark
+from mmvmamba.analysis.timing import machine
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument('--threads', type=int, help="PyTorch's threads (default: as it chooses)")
+    common.add_argument('--repeat', type=int, default=5, help='measured rounds (default: %(default)s)')
+    common.add_argument('--json', type=Path, metavar='FILE', help='also write the rows and the machine to FILE')
+    commands = parser.add_subparsers(dest='command', required=True)
+
+    kernels = commands.add_parser('kernels', parents=[common], help='ss2d on every backend that can run here')
+    for name, default in (('height', 128), ('width', 128), ('channels', 96), ('states', 1), ('batch', 1)):
+        kernels.add_argument(f'--{name}', type=int, default=default, help='(default: %(default)s)')
+    kernels.add_argument('--backward', action='store_true', help='time forward and backward together')
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = vars(parse_arguments(argv))
+    command, threads, json_file = (arguments.pop(key) for key in ('command', 'threads', 'json'))
+    if threads:
+        torch.set_num_threads(threads)
+    rows = getattr(benchmark, command)(**arguments)
+    about = machine()
+    print(', '.join(f'{key}: {value}' for key, value in about.items()))
+    print(f'{command}: ' + ', '.join(f'{key} {value}' for key, value in arguments.items()))
+    print(benchmark.markdown(rows))
+    if json_file:
+        json_file.write_text(json.dumps({'machine': about, 'arguments': arguments, 'rows': rows}, indent=2))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
