@@ -26,6 +26,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for name, default in (('height', 128), ('width', 128), ('channels', 96), ('states', 1), ('batch', 1)):
         kernels.add_argument(f'--{name}', type=int, default=default, help='(default: %(default)s)')
     kernels.add_argument('--backward', action='store_true', help='time forward and backward together')
+
+    cpu = commands.add_parser('cpu', parents=[common], help='VMamba-T on the CPU beside Swin-T and without its scans')
+    cpu.add_argument('--loop', action='store_true', help="also time the reference's loop over positions (minutes)")
+
+    scaling = commands.add_parser('scaling', parents=[common], help='time and memory over image sizes, with a plot')
+    scaling.add_argument('--sides', type=int, nargs='+', default=[256, 512, 1024, 1536, 2048], help='%(default)s')
+    scaling.add_argument('--plot', type=Path, default=Path('work_dirs/scaling.png'), help='(default: %(default)s)')
     return parser.parse_args(argv)
 
 

@@ -116,6 +116,10 @@ def build(block: int):
     """
 
     @njit(**_EXACT)
+    def tile_of_zeros():
+        return np.zeros((TILE, block), _f32)
+
+    @njit(**_EXACT)
     def project(dts, weight, bias, z):
         """z = bias + dts @ weight for a tile, four positions at a time so that a weight is loaded once for four."""
         for t in range(0, TILE, 4):
@@ -134,22 +138,45 @@ def build(block: int):
                     z[t + 3, d] += a3 * w
 
     @njit(**_EXACT)
-    def load(x, projected, ready, k, weight, bias, softplus, b, c0, size, pixels, n, xt, dts, BC, u):
-        """Read a tile: x, the projections, and from them the time steps."""
-        rank = weight.shape[0]
+    def read(tensor, b, pixels, n, c0, size, tile):
+        """Copy the rows of a tile; slices instead of indices c0 + d, which would cost a check for negative ones."""
         for i in range(n):
-            p = pixels[i]
-            for r in range(rank):
-                dts[i, r] = projected[b, p, k, r]
-            for j in range(BC.shape[1]):
-                BC[i, j] = projected[b, p, k, rank + j]
+            row = tensor[b, pixels[i], c0 : c0 + size]
             for d in range(size):
-                xt[i, d] = x[b, p, c0 + d]
-        project(dts, weight, bias, u)
-        if rank == 0:
-            for i in range(n):
+                tile[i, d] = row[d]
+
+    @njit(**_EXACT)
+    def write(tile, tensor, b, pixels, n, c0, size, add):
+        """The inverse of `read`; with `add`, add to what the tensor holds."""
+        for i in range(n):
+            row = tensor[b, pixels[i], c0 : c0 + size]
+            if add:
                 for d in range(size):
-                    u[i, d] += ready[b, pixels[i], c0 + d]
+                    row[d] += tile[i, d]
+            else:
+                for d in range(size):
+                    row[d] = tile[i, d]
+
+    @njit(**_EXACT)
+    def read_projected(projected, b, k, pixels, n, dts, BC):
+        """The low-rank time steps and the B and C of a tile."""
+        rank = dts.shape[1]
+        for i in range(n):
+            row = projected[b, pixels[i], k]
+            for r in range(rank):
+                dts[i, r] = row[r]
+            for j in range(BC.shape[1]):
+                BC[i, j] = row[rank + j]
+
+    @njit(**_EXACT)
+    def step_sizes(ready, dts, weight, bias, softplus, b, pixels, n, c0, size, u):
+        """The time steps of a tile."""
+        project(dts, weight, bias, u)
+        if dts.shape[1] == 0:
+            for i in range(n):
+                row = ready[b, pixels[i], c0 : c0 + size]
+                for d in range(size):
+                    u[i, d] += row[d]
         if softplus:
             for i in range(n):
                 for d in range(block):
@@ -162,18 +189,32 @@ def build(block: int):
             pixels[i] = _pixel(t0 + i, length, height, width, by_column, reverse)
 
     @njit(**_EXACT)
-    def advance(u, xt, BC, decay, skip, n, h, yt):
-        """The recurrence over a tile: updates the states h and writes yt."""
-        states = h.shape[0]
+    def decays(decay, u, n, a):
+        """exp(delta A) of a tile and one state."""
         for i in range(n):
             for d in range(block):
-                yt[i, d] = skip[d] * xt[i, d]
-            for s in range(states):
-                B, C = BC[i, s], BC[i, states + s]
-                for d in range(block):
-                    state = _exp2(decay[s, d] * u[i, d]) * h[s, d] + u[i, d] * B * xt[i, d]
-                    h[s, d] = state
-                    yt[i, d] += C * state
+                a[i, d] = _exp2(decay[d] * u[i, d])
+
+    @njit(**_EXACT)
+    def advance(u, xt, BC, decay, skip, n, h, a, yt):
+        """The recurrence over a tile: updates the states h and writes yt."""
+        states = h.shape[0]
+        for s in range(states):
+            decays(decay[s], u, n, a)
+            if s == 0:
+                for i in range(n):
+                    B, C = BC[i, s], BC[i, states + s]
+                    for d in range(block):
+                        state = a[i, d] * h[s, d] + u[i, d] * B * xt[i, d]
+                        h[s, d] = state
+                        yt[i, d] = skip[d] * xt[i, d] + C * state
+            else:
+                for i in range(n):
+                    B, C = BC[i, s], BC[i, states + s]
+                    for d in range(block):
+                        state = a[i, d] * h[s, d] + u[i, d] * B * xt[i, d]
+                        h[s, d] = state
+                        yt[i, d] += C * state
 
     @njit(**_EXACT)
     def forward(x, projected, ready, k, weight, bias, decay, skip, softplus, base, channels, height, width, by_column,
@@ -182,7 +223,7 @@ def build(block: int):
         length = x.shape[1]
         blocks, rank, _ = weight.shape
         states = decay.shape[1]
-        u, xt, yt = np.zeros((TILE, block), _f32), np.zeros((TILE, block), _f32), np.zeros((TILE, block), _f32)
+        u, xt, yt, a = tile_of_zeros(), tile_of_zeros(), tile_of_zeros(), tile_of_zeros()
         dts, BC = np.zeros((TILE, rank), _f32), np.zeros((TILE, 2 * states), _f32)
         h = np.zeros((states, block), _f32)
         pixels = np.zeros(TILE, np.int64)
@@ -194,18 +235,75 @@ def build(block: int):
             for t0 in range(0, length, TILE):
                 n = min(TILE, length - t0)
                 walk(pixels, t0, n, length, height, width, by_column, reverse)
-                load(x, projected, ready, k, weight[blk], bias[blk], softplus, b, c0, size, pixels, n, xt, dts, BC, u)
-                advance(u, xt, BC, decay[blk], skip[blk], n, h, yt)
-                for i in range(n):
-                    p = t0 + i if keep_order else pixels[i]
-                    if add:
-                        for d in range(size):
-                            y[b, p, c0 + d] += yt[i, d]
-                    else:
-                        for d in range(size):
-                            y[b, p, c0 + d] = yt[i, d]
+                read(x, b, pixels, n, c0, size, xt)
+                read_projected(projected, b, k, pixels, n, dts, BC)
+                step_sizes(ready, dts, weight[blk], bias[blk], softplus, b, pixels, n, c0, size, u)
+                advance(u, xt, BC, decay[blk], skip[blk], n, h, a, yt)
+                if keep_order:
+                    walk(pixels, t0, n, length, height, width, by_column, False)
+                write(yt, y, b, pixels, n, c0, size, add)
+
+    @njit(**_EXACT)
+    def replay(u, xt, BC, s, a, n, h, old):
+        """The recurrence of state s over a tile, keeping the state before each position."""
+        for i in range(n):
+            B = BC[i, s]
+            for d in range(block):
+                old[i, d] = h[d]
+                h[d] = a[i, d] * h[d] + u[i, d] * B * xt[i, d]
+
+    @njit(**_EXACT)
+    def reverse_states(g, BC, c, a, n, dh, grad):
+        """Gradients of a state from the tile's end to its start: `grad` of it, `dh` what goes on to earlier tiles."""
+        for i in range(n - 1, -1, -1):
+            C = BC[i, c]
+            for d in range(block):
+                grad[i, d] = dh[d] + g[i, d] * C
+                dh[d] = a[i, d] * grad[i, d]
 
     @njit(**_SUMS)
+    def gather(u, xt, g, BC, s, decay, a, old, grad, n, dA, dstep, drow, dBC):
+        """From the gradient of a state to those of all that made it; sums over channels for B and C.
+
+        Several small loops: one with as many arrays is more than the compiler will check for overlap, and not
+        vectorised. Afterwards `old` holds what was kept of the state before.
+        """
+        states = BC.shape[1] // 2
+        for i in range(n):
+            B = BC[i, s]
+            for d in range(block):
+                old[i, d] *= a[i, d]
+            dB, dC = _ZERO, _ZERO
+            for d in range(block):
+                added = u[i, d] * xt[i, d]
+                dC += g[i, d] * (old[i, d] + added * B)
+                dB += grad[i, d] * added
+            dBC[i, s] = dB
+            dBC[i, states + s] = dC
+            for d in range(block):
+                dA[d] += grad[i, d] * old[i, d] * u[i, d]
+            for d in range(block):
+                dstep[i, d] += grad[i, d] * (B * xt[i, d] + old[i, d] * decay[d] * _LN2)
+            for d in range(block):
+                drow[i, d] += grad[i, d] * B * u[i, d]
+
+    @njit(**_EXACT)
+    def skipped(g, xt, skip, n, dD, drow):
+        """Gradients through the skip connection."""
+        for i in range(n):
+            for d in range(block):
+                dD[d] += g[i, d] * xt[i, d]
+            for d in range(block):
+                drow[i, d] = skip[d] * g[i, d]
+
+    @njit(**_EXACT)
+    def slope(u, n, dstep):
+        """Through softplus."""
+        for i in range(n):
+            for d in range(block):
+                dstep[i, d] *= _softplus_slope(u[i, d])
+
+    @njit(**_EXACT)
     def backward(dy, x, projected, ready, k, weight, bias, decay, skip, softplus, base, channels, height, width,
                  by_column, reverse, keep_order, dx, add, dz, dBC, ddecay, dskip, first, last):  # fmt: skip
         """Write the gradients of one route.
@@ -219,11 +317,14 @@ def build(block: int):
         states = decay.shape[1]
         tiles = (length + TILE - 1) // TILE
         starts = np.zeros((tiles, states, block), _f32)
-        u, xt, g = np.zeros((TILE, block), _f32), np.zeros((TILE, block), _f32), np.zeros((TILE, block), _f32)
-        dts, BC = np.zeros((TILE, rank), _f32), np.zeros((TILE, 2 * states), _f32)
-        h, dh, dA = np.zeros((states, block), _f32), np.zeros((states, block), _f32), np.zeros((states, block), _f32)
-        old, a = np.zeros((TILE, states, block), _f32), np.zeros((TILE, states, block), _f32)
-        dstep, drow, dD = np.zeros(block, _f32), np.zeros(block, _f32), np.zeros(block, _f32)
+        u, xt, g, a = tile_of_zeros(), tile_of_zeros(), tile_of_zeros(), tile_of_zeros()
+        old, grad, dstep, drow = tile_of_zeros(), tile_of_zeros(), tile_of_zeros(), tile_of_zeros()
+        dts, BC, dBCt = (
+            np.zeros((TILE, rank), _f32),
+            np.zeros((TILE, 2 * states), _f32),
+            np.zeros((TILE, 2 * states), _f32),
+        )
+        h, dh = np.zeros((states, block), _f32), np.zeros((states, block), _f32)
         pixels = np.zeros(TILE, np.int64)
         for task in range(first, last):
             b, blk = task // blocks, task % blocks
@@ -235,82 +336,55 @@ def build(block: int):
                 n = min(TILE, length - t0)
                 starts[tile] = h
                 walk(pixels, t0, n, length, height, width, by_column, reverse)
-                load(x, projected, ready, k, weight[blk], bias[blk], softplus, b, c0, size, pixels, n, xt, dts, BC, u)
-                for i in range(n):
-                    for d in range(size):
-                        dz[b, pixels[i], c0 + d] = u[i, d]
-                    for s in range(states):
-                        B = BC[i, s]
-                        for d in range(block):
-                            h[s, d] = _exp2(decay[blk, s, d] * u[i, d]) * h[s, d] + u[i, d] * B * xt[i, d]
+                read(x, b, pixels, n, c0, size, xt)
+                read_projected(projected, b, k, pixels, n, dts, BC)
+                step_sizes(ready, dts, weight[blk], bias[blk], softplus, b, pixels, n, c0, size, u)
+                write(u, dz, b, pixels, n, c0, size, False)
+                for s in range(states):
+                    decays(decay[blk, s], u, n, a)
+                    replay(u, xt, BC, s, a, n, h[s], old)
+            dA, dD = ddecay[b, blk], dskip[b, blk]
             dh[:], dA[:], dD[:] = _ZERO, _ZERO, _ZERO
             xt[:], u[:], g[:] = _ZERO, _ZERO, _ZERO
             for tile in range(tiles - 1, -1, -1):
                 t0 = tile * TILE
                 n = min(TILE, length - t0)
+                if keep_order:
+                    walk(pixels, t0, n, length, height, width, by_column, False)
+                    read(dy, b, pixels, n, c0, size, g)
                 walk(pixels, t0, n, length, height, width, by_column, reverse)
-                h[:] = starts[tile]
+                if not keep_order:
+                    read(dy, b, pixels, n, c0, size, g)
+                read(x, b, pixels, n, c0, size, xt)
+                read(dz, b, pixels, n, c0, size, u)
+                read_projected(projected, b, k, pixels, n, dts, BC)
+                skipped(g, xt, skip[blk], n, dD, drow)
+                dstep[:] = _ZERO
+                for s in range(states):
+                    decays(decay[blk, s], u, n, a)
+                    replay(u, xt, BC, s, a, n, starts[tile, s], old)
+                    reverse_states(g, BC, states + s, a, n, dh[s], grad)
+                    gather(u, xt, g, BC, s, decay[blk, s], a, old, grad, n, dA[s], dstep, drow, dBCt)
+                if softplus:
+                    slope(u, n, dstep)
+                write(dstep, dz, b, pixels, n, c0, size, False)
+                write(drow, dx, b, pixels, n, c0, size, add)
                 for i in range(n):
-                    p = pixels[i]
-                    q = t0 + i if keep_order else p
                     for j in range(2 * states):
-                        BC[i, j] = projected[b, p, k, rank + j]
-                    for d in range(size):
-                        xt[i, d] = x[b, p, c0 + d]
-                        u[i, d] = dz[b, p, c0 + d]
-                        g[i, d] = dy[b, q, c0 + d]
-                    for s in range(states):
-                        B = BC[i, s]
-                        for d in range(block):
-                            decayed = _exp2(decay[blk, s, d] * u[i, d])
-                            a[i, s, d] = decayed
-                            old[i, s, d] = h[s, d]
-                            h[s, d] = decayed * h[s, d] + u[i, d] * B * xt[i, d]
-                for i in range(n - 1, -1, -1):
-                    p = pixels[i]
-                    for d in range(block):
-                        dD[d] += g[i, d] * xt[i, d]
-                        dstep[d] = _ZERO
-                        drow[d] = skip[blk, d] * g[i, d]
-                    for s in range(states):
-                        B, C = BC[i, s], BC[i, states + s]
-                        dB, dC = _ZERO, _ZERO
-                        for d in range(block):
-                            kept = a[i, s, d] * old[i, s, d]
-                            added = u[i, d] * xt[i, d]
-                            grad = dh[s, d] + g[i, d] * C
-                            dC += g[i, d] * (kept + added * B)
-                            dB += grad * added
-                            dA[s, d] += grad * kept * u[i, d]
-                            dstep[d] += grad * (B * xt[i, d] + kept * decay[blk, s, d] * _LN2)
-                            drow[d] += grad * B * u[i, d]
-                            dh[s, d] = a[i, s, d] * grad
-                        dBC[blk, b, p, s] = dB
-                        dBC[blk, b, p, states + s] = dC
-                    if softplus:
-                        for d in range(block):
-                            dstep[d] *= _softplus_slope(u[i, d])
-                    for d in range(size):
-                        dz[b, p, c0 + d] = dstep[d]
-                    if add:
-                        for d in range(size):
-                            dx[b, p, c0 + d] += drow[d]
-                    else:
-                        for d in range(size):
-                            dx[b, p, c0 + d] = drow[d]
-            ddecay[b, blk] = dA
-            dskip[b, blk] = dD
+                        dBC[blk, b, pixels[i], j] = dBCt[i, j]
 
     @njit(parallel=True, **_COMPILE)
     def forward_parallel(x, projected, ready, k, weight, bias, decay, skip, softplus, base, channels, height, width,
                          by_column, reverse, keep_order, y, add, tasks, threads):  # fmt: skip
         for i in prange(threads):
             forward(x, projected, ready, k, weight, bias, decay, skip, softplus, base, channels, height, width,
-                    by_column, reverse, keep_order, y, add, tasks * i // threads, tasks * (i + 1) // threads)  # fmt: skip
+                    by_column, reverse, keep_order, y, add,
+                    tasks * i // threads, tasks * (i + 1) // threads)  # fmt: skip
 
     @njit(parallel=True, **_COMPILE)
-    def backward_parallel(dy, x, projected, ready, k, weight, bias, decay, skip, softplus, base, channels, height, width,
-                          by_column, reverse, keep_order, dx, add, dz, dBC, ddecay, dskip, tasks, threads):  # fmt: skip
+    def backward_parallel(dy, x, projected, ready, k, weight, bias, decay, skip, softplus, base, channels, height,
+                          width, by_column, reverse, keep_order, dx, add, dz, dBC, ddecay, dskip,
+                     tasks, threads):  # fmt: skip
         for i in prange(threads):
             backward(dy, x, projected, ready, k, weight, bias, decay, skip, softplus, base, channels, height, width,
                      by_column, reverse, keep_order, dx, add, dz, dBC, ddecay, dskip,

@@ -1,9 +1,8 @@
-"""Running compiled functions on as many threads as PyTorch was given, and on PyTorch's own OpenMP threads.
+"""Running compiled functions on as many threads as PyTorch was given.
 
-Threads of another pool would share the cores with PyTorch's, which spin for milliseconds after every operation: two
-threads then ran no faster than one. numba's OpenMP layer asks for the same libgomp that PyTorch has loaded, so the
-team is the same. A single thread needs no layer at all, which makes it safe in forked data-loader workers: PyTorch sets
-them to one thread.
+numba's OpenMP threads serve. Plain Python threads were tried first: between two of PyTorch's operations its own threads
+spin for milliseconds, and two threads then ran no faster than one. A single thread needs no layer at all, which makes
+it safe in forked data-loader workers: PyTorch sets them to one thread.
 """
 
 import numba

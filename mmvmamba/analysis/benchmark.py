@@ -1,11 +1,19 @@
 """Benchmarks: each function measures one question in one run and returns rows for a table."""
 
+import time
+from pathlib import Path
+
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from mmvmamba.kernels import availability, ss2d
 from mmvmamba.kernels.testing import ss2d_inputs
+from mmvmamba.models import VMamba
+from mmvmamba.models.layers import ss2d as ss2d_layer
 
-from .timing import interleaved
+from .memory import peak_memory
+from .timing import Times, interleaved
 
 
 def kernels(height: int, width: int, channels: int, states: int, batch: int, backward: bool, repeat: int) -> list[dict]:
@@ -48,6 +56,149 @@ def kernels(height: int, width: int, channels: int, states: int, batch: int, bac
         }
         for backend, t in sorted(times.items(), key=lambda item: -item[1].p50)
     ]
+
+
+def swin_t() -> nn.Module:
+    """mmdet's Swin-T, the yardstick of the field."""
+    from mmdet.models import SwinTransformer
+
+    model = SwinTransformer(embed_dims=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7)
+    model.train(False)  # its train() returns nothing
+    return model
+
+
+def resnet50() -> nn.Module:
+    """mmdet's ResNet-50."""
+    from mmdet.models import ResNet
+
+    model = ResNet(50)
+    model.train(False)
+    return model
+
+
+def _scan_is_a_copy(model: nn.Module, image: torch.Tensor) -> None:
+    """Run a VMamba whose scans only copy: what everything else of the network takes."""
+
+    def copy(x, *arguments, **options):
+        return F.layer_norm(x.clone(), (x.shape[-1],), *arguments[5:7])
+
+    original, ss2d_layer.ss2d_norm = ss2d_layer.ss2d_norm, copy
+    try:
+        model(image)
+    finally:
+        ss2d_layer.ss2d_norm = original
+
+
+def _ratio_rows(question: str, times: dict[str, Times], base: str) -> list[dict]:
+    return [
+        {
+            'question': question,
+            'candidate': label,
+            'p20 s': f'{t.p20:.3f}',
+            'p50 s': f'{t.p50:.3f}',
+            'p80 s': f'{t.p80:.3f}',
+            f'time of {base} / this': f'{times[base].p50 / t.p50:.2f}',
+        }
+        for label, t in times.items()
+    ]
+
+
+def cpu(repeat: int, loop: bool) -> list[dict]:
+    """VMamba-T on the CPU, float32, batch 1, evaluation: beside Swin-T, without its scans, and with a loop for a scan.
+
+    Args:
+        repeat: measured rounds.
+        loop: also time the reference's loop over positions (minutes), evaluation and training.
+
+    Returns:
+        A row per candidate; ratios are to the `cpu` backend of the same run.
+    """
+    ours = 'VMamba-T'
+    model, swin = VMamba('tiny_s1l8', backend='cpu').eval(), swin_t()
+    slow = VMamba('tiny_s1l8', backend='reference').eval()
+    rows = []
+    with torch.no_grad():
+        for height, width in ((512, 512), (800, 1280)):
+            image = torch.randn(1, 3, height, width)
+            candidates = {
+                ours: lambda image=image: model(image),
+                'VMamba-T, scans replaced by copies': lambda image=image: _scan_is_a_copy(model, image),
+                'Swin-T': lambda image=image: swin(image),
+            }
+            times = interleaved(candidates, repeat)
+            if loop and height == 800:
+                times |= _once('VMamba-T, scan a loop in PyTorch', lambda image=image: slow(image))
+            rows += _ratio_rows(f'{height} x {width}, evaluation', times, ours)
+    image = torch.randn(1, 3, 512, 512)
+
+    def step(network):
+        sum(out.mean() for out in network.train()(image)).backward()
+
+    times = interleaved({ours: lambda: step(model)}, min(repeat, 2))
+    if loop:
+        times |= _once('VMamba-T, scan a loop in PyTorch', lambda: step(slow))
+    return rows + _ratio_rows('512 x 512, training step', times, ours)
+
+
+def _once(label, function) -> dict[str, Times]:
+    start = time.perf_counter()
+    function()
+    seconds = time.perf_counter() - start
+    return {label: Times(seconds, seconds, seconds)}
+
+
+def scaling(repeat: int, sides: list[int], plot: Path) -> list[dict]:
+    """Time and peak memory of backbones on square images, batch 1, evaluation; saves a plot.
+
+    Args:
+        repeat: measured rounds.
+        sides: of the images, in pixels.
+        plot: picture to write.
+
+    Returns:
+        A row per side and backbone.
+    """
+    backbones = {'VMamba-T': VMamba('tiny_s1l8').eval(), 'Swin-T': swin_t(), 'ResNet-50': resnet50()}
+    rows, curves = [], {name: ([], []) for name in backbones}
+    with torch.no_grad():
+        for side in sides:
+            image = torch.randn(1, 3, side, side)
+            times = interleaved({name: lambda m=model: m(image) for name, model in backbones.items()}, repeat)
+            for name, model in backbones.items():
+                memory = peak_memory(lambda m=model: m(image))
+                seconds = times[name].p50
+                curves[name][0].append(seconds)
+                curves[name][1].append(memory / 2**20)
+                rows.append(
+                    {
+                        'side': side,
+                        'backbone': name,
+                        'p50 s': f'{seconds:.3f}',
+                        'us per pixel': f'{seconds / side**2 * 1e6:.3f}',
+                        'peak MiB': f'{memory / 2**20:.0f}',
+                    }
+                )
+    _plot_scaling(sides, curves, plot)
+    return rows
+
+
+def _plot_scaling(sides, curves, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout='constrained')
+    axes = figure.subplots(1, 2)
+    pixels = [side**2 / 1e6 for side in sides]
+    for axis, index, label in zip(
+        axes, (0, 1), ('seconds per image', 'peak memory above the weights, MiB'), strict=True
+    ):
+        for name, values in curves.items():
+            axis.plot(pixels, values[index], marker='o', label=name)
+        axis.set(xlabel='megapixels', ylabel=label, ylim=(0, None), xlim=(0, None))
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.suptitle(f'CPU, {torch.get_num_threads()} threads, batch 1, float32, evaluation')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
 
 
 def markdown(rows: list[dict]) -> str:

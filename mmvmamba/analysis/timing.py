@@ -20,7 +20,9 @@ class Times:
     p80: float
 
 
-def interleaved(candidates: Mapping[str, Callable[[], object]], repeat: int = 5, device: str = 'cpu') -> dict[str, Times]:
+def interleaved(
+    candidates: Mapping[str, Callable[[], object]], repeat: int = 5, device: str = 'cpu'
+) -> dict[str, Times]:
     """Time functions turn by turn, so that a machine's mood strikes all of them alike.
 
     Args:

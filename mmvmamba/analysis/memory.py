@@ -1,0 +1,36 @@
+"""How much memory a function needs at its highest."""
+
+import threading
+from collections.abc import Callable
+
+import psutil
+import torch
+
+
+def peak_memory(function: Callable[[], object]) -> int:
+    """Bytes that `function` needs at most beyond what is held when it starts.
+
+    On a GPU what the allocator handed out; on a CPU what the process holds, sampled every millisecond.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    process = psutil.Process()
+    before = highest = process.memory_info().rss
+    done = threading.Event()
+
+    def watch():
+        nonlocal highest
+        while not done.wait(0.001):
+            highest = max(highest, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        function()
+    finally:
+        done.set()
+        watcher.join()
+    return highest - before
