@@ -22,6 +22,7 @@ TEST = [
     'triton; sys_platform == "linux"',
     'safetensors',
     'matplotlib',
+    'psutil',
     'hypothesis',
     'pytest',
     'ruff',

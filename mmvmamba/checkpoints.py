@@ -1,26 +1,133 @@
-"""Reading checkpoints safely, and fitting them to a model strictly."""
+"""Published and own checkpoints into our models: read safely, translated by name, fitted strictly.
+
+`load` is the door. What it understands is listed there; anything else that does not fit is an exception that lists
+names and shapes and says whose weights they look like.
+"""
 
 import contextlib
+import logging
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlparse
 
 import torch
 from torch import nn
 
-_CONTAINERS = ('state_dict', 'model')
+_CONTAINERS = ('model_ema', 'state_dict_ema', 'state_dict', 'model')  # averaged weights first: they were published
 _SHOWN = 20
+_logger = logging.getLogger('mmvmamba')
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or that does not fit the model."""
 
 
-def read(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read the parameters of a checkpoint without running anything that is in it.
+class Report(NamedTuple):
+    """What `load` did.
+
+    Attributes:
+        source: where the parameters came from.
+        container: the entry of the file that was taken, '' for a bare state dict.
+        dropped: names in the file that the model has no use for.
+        fresh: names in the model that the file has nothing for, and which keep their initial values.
+    """
+
+    source: str
+    container: str
+    dropped: list[str]
+    fresh: list[str]
+
+    def __str__(self) -> str:
+        parts = [f'loaded {self.source}' + (f" (entry '{self.container}')" if self.container else '')]
+        for what, names in (('not used', self.dropped), ('left at their initial values', self.fresh)):
+            if names:
+                shown = ', '.join(names[:_SHOWN]) + (f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else '')
+                parts.append(f'{what}: {shown}')
+        return '; '.join(parts)
+
+
+def load(source, model: nn.Module) -> Report:
+    """Load published or own weights into a backbone, a detector or a segmentor, strictly.
+
+    Understood: a file, a URL or a dict; containers `model`, `model_ema`, `state_dict`, `state_dict_ema` (averaged
+    weights win) or none; prefixes `module.` and `backbone.`; classifiers (their head is dropped, the output norms of
+    the backbone stay fresh); detectors and segmentors (for a backbone, its part is taken); the old names of vanilla
+    VMamba; linears stored as 1 x 1 convolutions; Vim's class token in the middle; RMSNorm weights for a LayerNorm;
+    position embeddings of another grid; stages behind the model's last output.
 
     Args:
-        path: a `.safetensors` file, or a file of `torch.save` with a state dict, bare or under 'state_dict' or 'model'.
+        source: path, URL, or names to tensors (in a container or not).
+        model: built like what the weights come from.
+
+    Returns:
+        What was loaded, dropped, left alone; also logged.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: a file that is damaged or carries code; values that are not finite; names or shapes that do
+            not fit, up to 20 of each kind, with a guess at the architecture.
+    """
+    label = 'a dict' if isinstance(source, Mapping) else str(source)
+    content = dict(source) if isinstance(source, Mapping) else read_file(_local(source))
+    container, state_dict = _parameters(content, label)
+    state_dict = {name.removeprefix('module.'): value for name, value in state_dict.items()}
+    _refuse_non_finite(state_dict, label)
+    backbone = model if hasattr(model, 'family') else getattr(model, 'backbone', None)
+    if backbone is model:
+        fitted, dropped, fresh = _fit_backbone(state_dict, model)
+    elif backbone is not None and hasattr(backbone, 'family'):
+        own = {name.removeprefix('backbone.'): v for name, v in state_dict.items() if name.startswith('backbone.')}
+        fitted, dropped, fresh = _fit_backbone(own, backbone)
+        rest = {name: value for name, value in state_dict.items() if not name.startswith('backbone.')}
+        fitted = {**{f'backbone.{name}': value for name, value in fitted.items()}, **rest}
+        dropped, fresh = ([f'backbone.{name}' for name in names] for names in (dropped, fresh))
+        if dropped or fresh:
+            raise CheckpointError(
+                f'{label} does not fit {type(model).__name__}: not used {dropped[:_SHOWN]}, missing {fresh[:_SHOWN]}'
+            )
+    else:
+        fitted, dropped, fresh = state_dict, [], []
+    _require_match(model, fitted, label, set(fresh))
+    try:
+        model.load_state_dict(fitted, strict=False)  # `fresh` is all that may be missing, as checked
+    except RuntimeError as error:
+        raise CheckpointError(f'{label} does not fit {type(model).__name__}: {error}') from error
+    report = Report(label, container, dropped, fresh)
+    _logger.info('%s: %s', type(model).__name__, report)
+    return report
+
+
+def _local(source: str | Path) -> Path:
+    """The path of a file, downloaded first if it is a URL."""
+    if urlparse(str(source)).scheme not in ('http', 'https'):
+        return Path(source)
+    path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(str(source)).path).name)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(str(source), str(path))
+    return path
+
+
+def _parameters(content: Mapping, label: str) -> tuple[str, dict[str, torch.Tensor]]:
+    """The entry that holds parameters, and the parameters."""
+    container = next((key for key in _CONTAINERS if isinstance(content.get(key), Mapping)), '')
+    found = content[container] if container else content
+    if not found or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise CheckpointError(
+            f'{label} holds no parameters: expected names to tensors, bare or under one of {list(_CONTAINERS)}, '
+            f'found {[f"{k}: {type(v).__name__}" for k, v in list(found.items())[:8]]}'
+        )
+    return container, dict(found)
+
+
+def read(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read the parameters of a checkpoint, untranslated, without running anything that is in it.
+
+    Args:
+        path: a `.safetensors` file, or a file of `torch.save` with a state dict, bare or in a container.
 
     Returns:
         Names to tensors, on the CPU.
@@ -29,17 +136,7 @@ def read(path: str | Path) -> dict[str, torch.Tensor]:
         FileNotFoundError: no such file.
         CheckpointError: a file that is truncated, damaged, carries code, or holds no parameters.
     """
-    content = read_file(path)
-    for key in _CONTAINERS:
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not content or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise CheckpointError(
-            f'{path} holds no parameters: expected names to tensors, bare or under one of {list(_CONTAINERS)}, '
-            f'found {[f"{k}: {type(v).__name__}" for k, v in list(content.items())[:8]]}'
-        )
-    return dict(content)
+    return _parameters(read_file(path), str(path))[1]
 
 
 def read_file(path: str | Path) -> dict:
@@ -82,30 +179,150 @@ def _mmengine_types():
     return torch.serialization.safe_globals(get_torch_safe_globals())
 
 
-def require_match(model: nn.Module, state_dict: Mapping[str, torch.Tensor], source: str | Path) -> None:
-    """Refuse parameters that are not exactly the model's.
+def _refuse_non_finite(state_dict, label) -> None:
+    bad = [name for name, v in state_dict.items() if v.is_floating_point() and not v.isfinite().all()]
+    if bad:
+        raise CheckpointError(
+            f'{label} has values that are NaN or infinite in {len(bad)} tensors: {bad[:_SHOWN]}; the training that '
+            f'wrote it had diverged, or the file is damaged'
+        )
 
-    Args:
-        model: what they are for.
-        state_dict: names to tensors.
-        source: where they came from, for the message.
 
-    Raises:
-        CheckpointError: every missing, unexpected and misshapen name (up to 20 of each kind).
-    """
+def _fit_backbone(state_dict, model) -> tuple[dict[str, torch.Tensor], list[str], list[str]]:
+    """Translate a state dict to a backbone's names: the result, what was dropped, what is missing by right."""
+    dropped = []
+    if any(name.startswith('backbone.') for name in state_dict):
+        dropped += [name for name in state_dict if not name.startswith('backbone.')]
+        state_dict = {k.removeprefix('backbone.'): v for k, v in state_dict.items() if k.startswith('backbone.')}
+    expected = model.state_dict()
+    fitted = {}
+    for name, value in _TRANSLATIONS[model.family](state_dict, expected).items():
+        if _surplus(name, expected):
+            dropped.append(name)
+            continue
+        wanted = expected.get(name)
+        if wanted is not None and value.ndim == wanted.ndim + 2 and value.shape[-2:] == (1, 1):
+            value = value[..., 0, 0]
+        fitted[name] = value
+    fresh = []
+    if not any(name.startswith('outnorm') for name in state_dict):  # a classifier has none
+        fresh = [name for name in expected if name.startswith('outnorm')]
+    return fitted, dropped, fresh
+
+
+_HEADS = ('classifier.', 'head.', 'norm.', 'norm_f.')
+
+
+def _surplus(name: str, expected: Mapping) -> bool:
+    """Whether a backbone has no place for a name by design: a classifier's head, or stages behind the last output."""
+    if name in expected:
+        return False
+    if name.startswith(_HEADS) or name == 'cls_token':
+        return True
+    built = [int(match.group(1)) for match in map(re.compile(r'layers\.(\d+)\.').match, expected) if match]
+    match = re.match(r'layers\.(\d+)\.(downsample\.)?', name)
+    if match and (int(match.group(1)) > max(built) or (match.group(2) and int(match.group(1)) == max(built))):
+        return True
+    return bool(re.match(r'outnorm\d', name)) and any(key.startswith('outnorm') for key in expected)
+
+
+_OLD_VMAMBA = (
+    (re.compile(r'^patch_embed\.proj\.'), 'patch_embed.0.'),
+    (re.compile(r'^patch_embed\.norm\.'), 'patch_embed.2.'),
+    (re.compile(r'\.ln_1\.'), '.norm.'),
+    (re.compile(r'\.self_attention\.'), '.op.'),
+)
+
+
+def _vmamba(state_dict, expected) -> dict[str, torch.Tensor]:
+    """Old names of the vanilla model to today's."""
+    renamed = {}
+    for name, value in state_dict.items():
+        for pattern, replacement in _OLD_VMAMBA:
+            name = pattern.sub(replacement, name)
+        renamed[name] = value
+    return renamed
+
+
+def _fastvim(state_dict, expected) -> dict[str, torch.Tensor]:
+    """Classification models: RMSNorm has no bias, and Vim's class token sits in the middle of the positions."""
+    translated = dict(state_dict)
+    for name, value in expected.items():
+        if re.fullmatch(r'layers\.\d+\.norm\.bias', name) and name not in translated:
+            translated[name] = torch.zeros_like(value)
+    if 'cls_token' in state_dict and 'pos_embed' in state_dict:
+        position = state_dict['pos_embed']
+        middle = (position.shape[1] - 1) // 2
+        translated['pos_embed'] = torch.cat([position[:, :middle], position[:, middle + 1 :]], dim=1)
+    return translated
+
+
+_TRANSLATIONS = {'vmamba': _vmamba, 'fastvim': _fastvim}
+
+
+def architecture(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """Name the architecture of a backbone's parameters (our names): a published one, or its measures; '' if none."""
+    shapes = {name: tuple(value.shape) for name, value in state_dict.items()}
+    if 'patch_embed.proj.weight' in shapes and 'pos_embed' in shapes:
+        from .models.backbones.fastvim import ARCHS
+
+        channels, *_, patch = shapes['patch_embed.proj.weight']
+        numbers = {int(m.group(1)) for m in map(re.compile(r'layers\.(\d+)\.').match, shapes) if m}
+        measures = dict(embed_dims=channels, depth=len(numbers), patch_size=patch)
+        return _named(measures, {f'FastVim {arch}': row for arch, row in ARCHS.items()})
+    if 'layers.0.blocks.0.op.out_norm.weight' in shapes:
+        from .models.backbones.vmamba import ARCHS
+
+        channels = shapes['layers.0.blocks.0.norm.weight'][0]
+        blocks = {m.groups() for m in map(re.compile(r'layers\.(\d+)\.blocks\.(\d+)\.').match, shapes) if m}
+        stages = 1 + max(int(stage) for stage, _ in blocks)
+        measures = dict(
+            embed_dims=channels,
+            depths=tuple(sum(int(stage) == i for stage, _ in blocks) for i in range(stages)),
+            ssm_ratio=shapes['layers.0.blocks.0.op.out_norm.weight'][0] / channels,
+            d_state=shapes['layers.0.blocks.0.op.A_logs'][1],
+        )
+        return _named(measures, {f'VMamba {arch}': row for arch, row in ARCHS.items()})
+    return ''
+
+
+def _named(measures: dict, rows: Mapping[str, Mapping]) -> str:
+    for name, row in rows.items():
+        if all(row.get(key) == value for key, value in measures.items()):
+            return name
+    return ', '.join(f'{key}={value}' for key, value in measures.items())
+
+
+def _guess(model, state_dict) -> str:
+    """Whose weights they look like, if that differs from the model."""
+    prefix = '' if hasattr(model, 'family') else 'backbone.'
+    theirs, ours = (
+        architecture({k.removeprefix(prefix): v for k, v in names.items() if k.startswith(prefix)})
+        for names in (state_dict, model.state_dict())
+    )
+    return f' These look like {theirs} weights; this is {ours}.' if theirs and ours and theirs != ours else ''
+
+
+# FastVim resizes the one and explains the other
+_CHECKED_BY_MODEL = ('pos_embed', 'patch_embed.proj.weight')
+
+
+def _require_match(model, state_dict, source, allowed) -> None:
+    """Refuse parameters that are not exactly the model's, but for the names that are `allowed` to be missing."""
     expected = model.state_dict()
     problems = {
-        'missing': [f'{k} {tuple(v.shape)}' for k, v in expected.items() if k not in state_dict],
+        'missing': [f'{k} {tuple(v.shape)}' for k, v in expected.items() if k not in state_dict and k not in allowed],
         'unexpected': [f'{k} {tuple(v.shape)}' for k, v in state_dict.items() if k not in expected],
         'of another shape': [
             f'{k}: checkpoint {tuple(state_dict[k].shape)}, model {tuple(v.shape)}'
             for k, v in expected.items()
-            if k in state_dict and state_dict[k].shape != v.shape
+            if k in state_dict and state_dict[k].shape != v.shape and not k.endswith(_CHECKED_BY_MODEL)
         ],
     }
     if not any(problems.values()):
         return
     lines = [f'{source} does not fit {type(model).__name__}: it was made by another architecture or config.']
+    lines[0] += _guess(model, state_dict)
     for kind, names in problems.items():
         if names:
             lines.append(f'{len(names)} {kind}:')

@@ -1,14 +1,22 @@
 """Reading checkpoints: nothing in them runs, nothing that does not fit is used."""
 
+import logging
 import os
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
+from mmvmamba.kernels.testing import load_golden
 from safetensors.torch import save_file
 from torch import nn
 
 from mmvmamba import checkpoints
+from mmvmamba.models import VMamba
+from mmvmamba.models.backbones.vmamba import ARCHS
+
+DATA = Path(__file__).parent / 'data'
 
 STATE = {'weight': torch.ones(2, 3), 'bias': torch.zeros(2)}
 
@@ -62,10 +70,164 @@ def test_missing_file_and_no_parameters(tmp_path):
 def test_mismatches_are_listed_up_to_twenty():
     model = nn.ModuleList([nn.Linear(3, 2) for _ in range(15)])
     with pytest.raises(checkpoints.CheckpointError) as caught:
-        checkpoints.require_match(model, {'0.weight': torch.ones(4, 3), 'other': torch.ones(1)}, 'file.pth')
+        checkpoints.load({'0.weight': torch.ones(4, 3), 'other': torch.ones(1)}, model)
     text = str(caught.value)
     assert '29 missing:' in text
     assert '... and 9 more' in text
     assert '1 unexpected:\n  other (1,)' in text
     assert '0.weight: checkpoint (4, 3), model (2, 3)' in text
-    checkpoints.require_match(model, model.state_dict(), 'file.pth')
+    checkpoints.load(model.state_dict(), model)
+
+
+@pytest.fixture(scope='module')
+def golden():
+    """Published names and values of a small current and a small vanilla model, their inputs and outputs."""
+    found = {}
+    for name in ('s1', 'v0'):
+        tensors, metadata = load_golden(DATA / f'vmamba_{name}.safetensors')
+        parameters = {k.removeprefix('param.'): v for k, v in tensors.items() if k.startswith('param.')}
+        found[name] = parameters, tensors, metadata['official_kwargs']
+    return found
+
+
+def build(kwargs, **options):
+    arch = 'tiny_v0' if kwargs['forward_type'] == 'v0' else 'tiny_s1l8'
+    return VMamba(arch, embed_dims=kwargs['dims'], depths=kwargs['depths'], ssm_ratio=kwargs['ssm_ratio'], **options)
+
+
+def old_names(parameters):
+    """How the first vanilla files were named."""
+    names = [
+        (r'^patch_embed\.0\.', 'patch_embed.proj.'),
+        (r'^patch_embed\.2\.', 'patch_embed.norm.'),
+        (r'(blocks\.\d+)\.norm\.', r'\1.ln_1.'),
+        (r'\.op\.', '.self_attention.'),
+    ]
+    renamed = {}
+    for name, value in parameters.items():
+        for pattern, replacement in names:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = value
+    return renamed
+
+
+def as_convolutions(parameters):
+    """Linears as 1 x 1 convolutions."""
+    linear = ('in_proj.weight', 'out_proj.weight', 'fc1.weight', 'fc2.weight')
+    return {k: v[..., None, None] if k.endswith(linear) else v for k, v in parameters.items()}
+
+
+def with_heads(parameters):
+    """A whole detector's file."""
+    return {**{f'backbone.{k}': v for k, v in parameters.items()}, 'neck.weight': torch.ones(2)}
+
+
+VARIANTS = {
+    'bare': ('s1', lambda p: p),
+    'model': ('s1', lambda p: {'model': p, 'epoch': 3}),
+    'state_dict': ('s1', lambda p: {'state_dict': p}),
+    'averaged weights win': ('s1', lambda p: {'model': {k: v + 1 for k, v in p.items()}, 'model_ema': p}),
+    'state_dict_ema': ('v0', lambda p: {'state_dict': {k: v * 0 for k, v in p.items()}, 'state_dict_ema': p}),
+    'module prefix': ('s1', lambda p: {f'module.{k}': v for k, v in p.items()}),
+    'detector': ('s1', lambda p: {'state_dict': with_heads(p)}),
+    'both prefixes': ('s1', lambda p: {f'module.backbone.{k}': v for k, v in p.items()}),
+    'convolutions': ('s1', as_convolutions),
+    'old names': ('v0', old_names),
+    'old names as convolutions': ('v0', lambda p: {'model': old_names(as_convolutions(p))}),
+}
+
+
+@pytest.mark.parametrize('how', ['file', 'dict', 'init_cfg'])
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_published_variants_give_golden_outputs(variant, how, golden, tmp_path):
+    name, wrap = VARIANTS[variant]
+    parameters, tensors, kwargs = golden[name]
+    content = wrap(parameters)
+    torch.save(content, tmp_path / 'file.pth')
+    if how == 'init_cfg':
+        model = build(kwargs, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'file.pth')))
+        model.init_weights()
+        model.init_weights()  # what was loaded stays
+    else:
+        model = build(kwargs)
+        checkpoints.load(tmp_path / 'file.pth' if how == 'file' else content, model)
+    assert all(torch.equal(value, parameters[key]) for key, value in model.state_dict().items())
+    with torch.no_grad():
+        outs = model.eval()(tensors['input'])
+    for i, out in enumerate(outs):
+        torch.testing.assert_close(out, tensors[f'out.{i}'], atol=1e-5, rtol=0)
+
+
+def test_classifier_drops_its_head_and_leaves_output_norms_fresh(golden, caplog):
+    parameters, _, kwargs = golden['s1']
+    classifier = {k: v for k, v in parameters.items() if not k.startswith('outnorm')}
+    classifier |= {'classifier.norm.weight': torch.ones(8), 'classifier.head.weight': torch.ones(10, 8)}
+    model = build(kwargs)
+    with caplog.at_level(logging.INFO, logger='mmvmamba'):
+        report = checkpoints.load({'model_ema': classifier}, model)
+    assert report.container == 'model_ema'
+    assert report.dropped == ['classifier.norm.weight', 'classifier.head.weight']
+    assert len(report.fresh) == 2 * len(kwargs['depths'])
+    assert all(name.startswith('outnorm') for name in report.fresh)
+    assert "(entry 'model_ema')" in caplog.text
+    assert 'left at their initial values: outnorm0.weight' in caplog.text
+
+
+def test_a_model_with_fewer_outputs_takes_what_it_has(golden):
+    parameters, tensors, kwargs = golden['s1']
+    model = build(kwargs, out_indices=(1,))
+    report = checkpoints.load(parameters, model)
+    assert report.fresh == []
+    assert {name.split('.')[0] for name in report.dropped} == {'layers', 'outnorm0', 'outnorm2', 'outnorm3'}
+    (out,) = model.eval()(tensors['input'])
+    torch.testing.assert_close(out, tensors['out.1'], atol=1e-5, rtol=0)
+
+
+def test_wrong_architecture_is_named():
+    with torch.device('meta'):
+        weights, model = VMamba('tiny_s2l5').state_dict(), VMamba('tiny_s1l8')
+    weights = {k: torch.zeros(v.shape) for k, v in weights.items()}
+    with pytest.raises(
+        checkpoints.CheckpointError, match='look like VMamba tiny_s2l5 weights; this is VMamba tiny_s1l8'
+    ):
+        checkpoints.load(weights, model)
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_every_published_architecture_is_recognised(arch):
+    with torch.device('meta'):
+        assert checkpoints.architecture(VMamba(arch).state_dict()) == f'VMamba {arch}'
+
+
+@pytest.mark.parametrize('damage', ['missing', 'unexpected', 'nan'])
+def test_anything_else_is_refused(damage, golden):
+    parameters, _, kwargs = golden['s1']
+    parameters = dict(parameters)
+    name = 'layers.1.blocks.0.op.Ds'
+    if damage == 'missing':
+        del parameters[name]
+    elif damage == 'unexpected':
+        parameters['layers.0.blocks.0.op.more'] = torch.ones(1)
+    else:
+        parameters[name] = parameters[name].clone().fill_(float('nan'))
+    words = {'missing': rf'1 missing:\n  {name}', 'unexpected': r'op\.more', 'nan': rf"NaN or infinite.*'{name}'"}
+    model = build(kwargs)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(checkpoints.CheckpointError, match=words[damage]):
+        checkpoints.load(parameters, model)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), 'nothing is half loaded'
+
+
+def test_a_whole_detector_is_loaded_strictly(golden):
+    parameters, _, kwargs = golden['s1']
+    detector = nn.ModuleDict({'backbone': build(kwargs), 'neck': nn.Linear(2, 2)})
+    content = {f'backbone.{k}': v for k, v in as_convolutions(parameters).items()}
+    content |= {'neck.weight': torch.ones(2, 2), 'neck.bias': torch.zeros(2)}
+    holder = nn.Module()
+    holder.backbone, holder.neck = detector['backbone'], detector['neck']
+    checkpoints.load({'state_dict': content}, holder)
+    assert torch.equal(holder.neck.weight, torch.ones(2, 2))
+    assert torch.equal(holder.backbone.outnorm0.weight, parameters['outnorm0.weight'])
+    del content['neck.bias'], content['backbone.outnorm0.weight']
+    with pytest.raises(checkpoints.CheckpointError, match=r'(?s)2 missing:.*backbone\.outnorm0\.weight.*neck\.bias'):
+        checkpoints.load({'state_dict': content}, holder)

@@ -42,7 +42,7 @@ def configure(arguments: argparse.Namespace):
     task = launch.task_of(cfg)
     launch.prepare(cfg, arguments.launcher, arguments.work_dir)
     launch.check_data(cfg, ('test',))
-    cfg.load_from = arguments.checkpoint
+    cfg.load_from = None  # mmengine's loader takes what fits and goes on; ours is strict
     if arguments.show_dir:
         show_dir = str(Path(arguments.show_dir).absolute())
         hook = cfg.default_hooks.visualization
@@ -74,10 +74,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         cfg = configure(arguments)
         launch.join_processes(cfg)
-        state_dict = checkpoints.read(arguments.checkpoint)
+        checkpoints.read(arguments.checkpoint)  # a file that is no checkpoint is refused before a model is built
         runner = Runner.from_cfg(cfg)
-        model = runner.model.module if is_model_wrapper(runner.model) or arguments.tta else runner.model
-        checkpoints.require_match(model, state_dict, arguments.checkpoint)
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        report = checkpoints.load(arguments.checkpoint, model.module if arguments.tta else model)
+        runner.logger.info(report)
     except (FileNotFoundError, ValueError) as error:
         print(f'test.py: {error}', file=sys.stderr)
         return 2

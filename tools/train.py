@@ -59,6 +59,8 @@ def configure(arguments: argparse.Namespace):
         if latest is None:
             print(f'--resume: no checkpoint in {cfg.work_dir}, starting from the beginning')
         arguments.resume = latest
+    if arguments.resume is None and cfg.get('load_from'):
+        checkpoints.read(cfg.load_from)
     if arguments.resume is not None:
         checkpoints.read_file(arguments.resume)
         cfg.resume, cfg.load_from = True, arguments.resume

@@ -1,5 +1,6 @@
 """Benchmarks: each function measures one question in one run and returns rows for a table."""
 
+import functools
 import time
 from pathlib import Path
 
@@ -121,13 +122,13 @@ def cpu(repeat: int, loop: bool) -> list[dict]:
         for height, width in ((512, 512), (800, 1280)):
             image = torch.randn(1, 3, height, width)
             candidates = {
-                ours: lambda image=image: model(image),
-                'VMamba-T, scans replaced by copies': lambda image=image: _scan_is_a_copy(model, image),
-                'Swin-T': lambda image=image: swin(image),
+                ours: functools.partial(model, image),
+                'VMamba-T, scans replaced by copies': functools.partial(_scan_is_a_copy, model, image),
+                'Swin-T': functools.partial(swin, image),
             }
             times = interleaved(candidates, repeat)
             if loop and height == 800:
-                times |= _once('VMamba-T, scan a loop in PyTorch', lambda image=image: slow(image))
+                times |= _once('VMamba-T, scan a loop in PyTorch', functools.partial(slow, image))
             rows += _ratio_rows(f'{height} x {width}, evaluation', times, ours)
     image = torch.randn(1, 3, 512, 512)
 
@@ -163,9 +164,10 @@ def scaling(repeat: int, sides: list[int], plot: Path) -> list[dict]:
     with torch.no_grad():
         for side in sides:
             image = torch.randn(1, 3, side, side)
-            times = interleaved({name: lambda m=model: m(image) for name, model in backbones.items()}, repeat)
-            for name, model in backbones.items():
-                memory = peak_memory(lambda m=model: m(image))
+            candidates = {name: functools.partial(model, image) for name, model in backbones.items()}
+            times = interleaved(candidates, repeat)
+            for name, candidate in candidates.items():
+                memory = peak_memory(candidate)
                 seconds = times[name].p50
                 curves[name][0].append(seconds)
                 curves[name][1].append(memory / 2**20)

@@ -7,7 +7,6 @@ are under the MIT licence; this file is an implementation of its own whose param
 import math
 
 import torch
-from mmengine.model import BaseModule
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -21,6 +20,7 @@ from ..layers.drop_path import DropPath
 from ..layers.layout import ToChannelsFirst, ToChannelsLast
 from ..layers.ss2d import SS2D
 from ..layers.ssm_init import SSM_INITS
+from ..pretrained import PretrainedBackbone
 
 _CURRENT = dict(
     d_state=1,
@@ -171,7 +171,7 @@ class Stage(nn.Module):
 
 
 @register_model
-class VMamba(BaseModule):
+class VMamba(PretrainedBackbone):
     """VMamba: a four-stage backbone of visual state-space blocks.
 
     Args:
@@ -194,6 +194,8 @@ class VMamba(BaseModule):
 
     Source: Liu et al., arXiv 2401.10166. Parameter names are those of the published weights.
     """
+
+    family = 'vmamba'
 
     def __init__(
         self,
