@@ -286,6 +286,28 @@ def architecture(state_dict: Mapping[str, torch.Tensor]) -> str:
     return ''
 
 
+def recognise(source) -> tuple[str, str]:
+    """Tell the backbone in a checkpoint by its shapes.
+
+    Args:
+        source: as for `load`.
+
+    Returns:
+        Family ('vmamba' or 'fastvim') and architecture.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as `load`; also for shapes of no published architecture.
+    """
+    label = 'a dict' if isinstance(source, Mapping) else str(source)
+    _, found = _parameters(dict(source) if isinstance(source, Mapping) else read_file(_local(source)), label)
+    state_dict = {name.removeprefix('module.').removeprefix('backbone.'): value for name, value in found.items()}
+    family = 'fastvim' if 'pos_embed' in state_dict else 'vmamba'
+    name = architecture(_TRANSLATIONS[family](state_dict, {}))
+    if ' ' not in name or '=' in name:
+        raise CheckpointError(f'{label} holds no published architecture, as its shapes tell: {name or "no backbone"}')
+    return family, name.split()[1]
+
+
 def _named(measures: dict, rows: Mapping[str, Mapping]) -> str:
     for name, row in rows.items():
         if all(row.get(key) == value for key, value in measures.items()):

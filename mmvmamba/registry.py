@@ -9,6 +9,12 @@ from mmengine import registry as root
 
 MODELS = root.Registry('model', parent=root.MODELS, scope='mmvmamba', locations=['mmvmamba.models'])
 HOOKS = root.Registry('hook', parent=root.HOOKS, scope='mmvmamba', locations=['mmvmamba.engine'])
+OPTIM_WRAPPER_CONSTRUCTORS = root.Registry(
+    'optimizer wrapper constructor',
+    parent=root.OPTIM_WRAPPER_CONSTRUCTORS,
+    scope='mmvmamba',
+    locations=['mmvmamba.engine'],
+)
 FUNCTIONS = root.Registry('function', parent=root.FUNCTIONS, scope='mmvmamba', locations=['mmvmamba.engine'])
 
 

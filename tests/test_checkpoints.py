@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmvmamba import checkpoints
-from mmvmamba.models import VMamba
+from mmvmamba.models import FastVim, VMamba
 from mmvmamba.models.backbones.vmamba import ARCHS
 
 DATA = Path(__file__).parent / 'data'
@@ -231,3 +231,68 @@ def test_a_whole_detector_is_loaded_strictly(golden):
     del content['neck.bias'], content['backbone.outnorm0.weight']
     with pytest.raises(checkpoints.CheckpointError, match=r'(?s)2 missing:.*backbone\.outnorm0\.weight.*neck\.bias'):
         checkpoints.load({'state_dict': content}, holder)
+
+
+@pytest.fixture(scope='module')
+def fastvim():
+    """Golden tensors of a small FastVim and a builder of models that they fit."""
+    tensors, metadata = load_golden(DATA / 'fastvim.safetensors')
+    kwargs = metadata['official_kwargs']
+    parameters = {k.removeprefix('param.'): v for k, v in tensors.items() if k.startswith('param.')}
+    channels = parameters['patch_embed.proj.weight'].shape[0]
+    depth = 1 + max(int(name.split('.')[1]) for name in parameters if name.startswith('layers.'))
+    height, width = tensors['input'].shape[2:]
+
+    def build(**options):
+        options = {'img_size': (height, width), 'out_indices': kwargs['out_indices'], **options}
+        return FastVim(embed_dims=channels, depth=depth, drop_path_rate=0.0, **options)
+
+    return parameters, tensors, build
+
+
+def test_fastvim_classifier_with_rms_norm_and_averaged_weights(fastvim):
+    parameters, _, build = fastvim
+    plain = {f'backbone.{k}': v for k, v in parameters.items() if not re.match(r'outnorm|layers\.\d+\.norm\.bias', k)}
+    plain |= {
+        'backbone.norm_f.weight': torch.ones(4),
+        'backbone.head.weight': torch.ones(4),
+        'head.bias': torch.ones(4),
+    }
+    model = build()
+    report = checkpoints.load({'state_dict': {k: v * 0 for k, v in plain.items()}, 'state_dict_ema': plain}, model)
+    assert report.container == 'state_dict_ema'
+    assert set(report.dropped) == {'norm_f.weight', 'head.weight', 'head.bias'}
+    assert torch.equal(model.layers[1].norm.weight, parameters['layers.1.norm.weight'])
+    assert not model.layers[1].norm.bias.any()
+    assert torch.equal(model.pos_embed, parameters['pos_embed'])
+
+
+def test_vims_class_token_leaves_the_middle(fastvim):
+    parameters, _, build = fastvim
+    position = parameters['pos_embed']
+    middle = position.shape[1] // 2
+    token = torch.full_like(position[:, :1], 9.0)
+    vim = parameters | {
+        'cls_token': token,
+        'pos_embed': torch.cat([position[:, :middle], token, position[:, middle:]], dim=1),
+    }
+    model = build()
+    report = checkpoints.load(vim, model)
+    assert report.dropped == ['cls_token']
+    assert torch.equal(model.pos_embed, position)
+
+
+def test_another_patch_size_is_said(fastvim):
+    parameters, _, build = fastvim
+    with pytest.raises(checkpoints.CheckpointError, match='trained with patches of 16 x 16 pixels'):
+        checkpoints.load(parameters, build(patch_size=8))
+
+
+def test_position_embedding_of_another_square_grid_is_resized(fastvim):
+    parameters, _, build = fastvim
+    square = torch.ones(1, 9, parameters['pos_embed'].shape[2])
+    model = build()
+    checkpoints.load(parameters | {'pos_embed': square}, model)
+    torch.testing.assert_close(model.pos_embed, torch.ones_like(model.pos_embed))
+    with pytest.raises(checkpoints.CheckpointError, match='no square grid'):
+        checkpoints.load(parameters | {'pos_embed': square[:, :7]}, model)

@@ -1,0 +1,3 @@
+# Cascade Mask R-CNN, FastVim-B, simple pyramid, ViTDet's recipe on COCO. Published: 50.0 box AP.
+_base_ = './cascade_fastvim_t.py'
+model = dict(backbone=dict(arch='base', drop_path_rate=0.4), neck=dict(in_channels=768))

@@ -1,0 +1,221 @@
+"""The pooled scan in vectorised PyTorch, any device: what the three fused kernels do, as whole-tensor operations.
+
+Each direction keeps one tensor of the size of its tokens. The convolution reads the grid through strides and writes in
+the order of the sequence, and the gate writes back through strides: columns cost no transposed copy.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from ..arguments import compute_dtype
+from ..selective_scan.torch_blocked import (
+    blocks,
+    linear_recurrence,
+    scan,
+    scan_backward,
+    time_step,
+    time_step_grad,
+)
+
+
+def _prepare(xz, directions, norm_weight, norm_bias):
+    dtype = compute_dtype(xz)
+    directions = tuple(tuple(t.to(dtype) for t in direction) for direction in directions)
+    norm = None if norm_weight is None else (norm_weight.to(dtype), norm_bias.to(dtype))
+    return dtype, directions, norm
+
+
+def _grid(t, axis):
+    """View `(B, H, W, D)` as `(B, lines, positions of a line, D)`, its own inverse."""
+    return t.transpose(1, 2) if axis == 'column' else t
+
+
+def _shifted(source, target, shift):
+    """Views of two `(B, O, I, D)` such that position t + shift of the first lies under position t of the second.
+
+    Positions count through all lines, so a line's end and the next line's start are neighbours: that takes two pairs.
+    """
+    if shift < 0:
+        return tuple((s, t) for t, s in _shifted(target, source, -shift))
+    lines, size = source.shape[1:3]
+    whole, rest = divmod(shift, size)
+    pairs = [(source[:, whole:, rest:], target[:, : max(lines - whole, 0), : size - rest])]
+    if rest:
+        pairs.append((source[:, whole + 1 :, :rest], target[:, : max(lines - whole - 1, 0), size - rest :]))
+    return tuple(pairs)
+
+
+def _taps(conv_weight, reverse):
+    """Yield `(tap, shift)`: which neighbour of a position the tap reads; the last tap reads the position itself."""
+    last = conv_weight.shape[2] - 1
+    for tap in range(last + 1):
+        yield tap, (last - tap) if reverse else (tap - last)
+
+
+def _convolve(x, conv_weight, conv_bias, reverse):
+    """Causal depthwise convolution along the sequence of `(B, O, I, D)`; before the sequence there are zeros."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    for tap, shift in reversed(list(_taps(conv_weight, reverse))):
+        weight = conv_weight[:, 0, tap]
+        if shift == 0:
+            torch.addcmul(conv_bias, x, weight, out=out)
+            continue
+        for source, target in _shifted(x, out, shift):
+            target.addcmul_(source, weight)
+    return out
+
+
+def _convolve_backward(dout, dx, x, conv_weight, reverse):
+    """Add the gradient of the convolution's input to `dx`; return those of its weight and bias."""
+    dweight = torch.zeros_like(conv_weight)
+    for tap, shift in _taps(conv_weight, reverse):
+        for source, target in _shifted(x, dout, shift):
+            dweight[:, 0, tap] += (source * target).sum((0, 1, 2))
+        for source, target in _shifted(dx, dout, shift):
+            source.addcmul_(target, conv_weight[:, 0, tap])
+    return dweight, dout.sum((0, 1, 2))
+
+
+def _pool(u, pool, scaling):
+    """The sequence to scan: `(B, O, I, D)` to `(B, O, D)`, or to `(B, O*I, D)` where nothing is pooled."""
+    if pool is None:
+        return u.flatten(1, 2)
+    return scaling * (u.mean(2) if pool == 'mean' else u.amax(2))
+
+
+def _pool_backward(ds, du, u, pool, scaling):
+    """Add the gradient of the tokens to `du`; tokens that share a maximum share its gradient."""
+    if pool is None:
+        du.add_(ds.view_as(du))
+    elif pool == 'mean':
+        du.add_(ds[:, :, None], alpha=scaling / u.shape[2])
+    else:
+        largest = u == u.amax(2, keepdim=True)
+        du.addcmul_((scaling * ds)[:, :, None] / largest.sum(2, keepdim=True), largest.to(du.dtype))
+
+
+def _short_inputs(s, x_proj_weight, dt_weight, dt_bias, states):
+    """What a direction scans beside the sequence: dts, the time step before softplus, Bs, Cs."""
+    dts, Bs, Cs = (s @ x_proj_weight.T).split([dt_weight.shape[1], states, states], dim=2)
+    return dts, torch.addmm(dt_bias, dts.flatten(0, 1), dt_weight.T).view_as(s), Bs, Cs
+
+
+def _short_scan(u, dt, A, Bs, Cs, reverse):
+    """`scan` of a short sequence: all states at once, as so many more channels, which saves calls."""
+    return (_short_states(u, dt, A, Bs, reverse)[1] * Cs[:, :, None]).sum(-1)
+
+
+def _short_states(u, dt, A, Bs, reverse):
+    """Decays and states, `(G, L, D, N)` both."""
+    a = torch.exp(dt[..., None] * A)
+    b = (dt * u)[..., None] * Bs[:, :, None]
+    return a, linear_recurrence(a.flatten(2), b.flatten(2), reverse).view_as(a)
+
+
+def _short_scan_backward(dy, u, dt, A, Bs, Cs, reverse):
+    """`scan_backward` of a short sequence."""
+    a, h = _short_states(u, dt, A, Bs, reverse)
+    dCs = (dy[..., None] * h).sum(2)
+    # dh_t = C_t dy_t + a_{t+1} dh_{t+1}: the same recurrence against time, with the decays one step on
+    source = (dy[..., None] * Cs[:, :, None]).flatten(2)
+    dh = linear_recurrence(_previous(a, not reverse).flatten(2), source, not reverse).view_as(a)
+    dBs = (dh * (dt * u)[..., None]).sum(2)
+    dlog_a = dh * _previous(h, reverse) * a
+    dA = (dlog_a * dt[..., None]).sum((0, 1))
+    dtu = (dh * Bs[:, :, None]).sum(-1)
+    return dtu * dt, dtu * u + (dlog_a * A).sum(-1), dA, dBs, dCs
+
+
+def _previous(t, reverse):
+    """Values one step earlier in the direction of a scan over dim 1 of `(G, L, D, N)`, zero before the first."""
+    return F.pad(t[:, 1:], (0, 0, 0, 0, 0, 1)) if reverse else F.pad(t[:, :-1], (0, 0, 0, 0, 1, 0))
+
+
+def _tokens(x, directions, pool, scaling):
+    """Both directions: each one's convolution before SiLU, and the sum of what both scans and skips give a token."""
+    convolved, total = [], None
+    for reverse, (conv_weight, conv_bias, x_proj_weight, dt_weight, dt_bias, A, Ds) in enumerate(directions):
+        p = _convolve(x, conv_weight, conv_bias, bool(reverse))
+        u = F.silu(p)
+        s = _pool(u, pool, scaling)
+        _, step, Bs, Cs = _short_inputs(s, x_proj_weight, dt_weight, dt_bias, A.shape[1])
+        v = (scan if pool is None else _short_scan)(s, time_step(step, softplus=True), A, Bs, Cs, bool(reverse))
+        v = v.view_as(u) if pool is None else v[:, :, None]
+        total = torch.addcmul(v, u, Ds) if total is None else total.addcmul_(u, Ds).add_(v)
+        convolved.append(p)
+    return convolved, total
+
+
+def forward(xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps):
+    """See `mmvmamba.kernels.pooled_scan`."""
+    dtype, directions, norm = _prepare(xz, directions, norm_weight, norm_bias)
+    batch, height, width, channels = (*xz.shape[:3], xz.shape[3] // 2)
+    out = torch.empty(batch, height, width, channels, dtype=xz.dtype, device=xz.device)
+    for part in blocks(batch, height * width, channels, xz.device):
+        x, z = _grid(xz[part], axis).to(dtype).chunk(2, dim=3)
+        _, y = _tokens(x, directions, pool, scaling)
+        y.mul_(0.5)
+        if norm is not None:
+            y = F.layer_norm(y, (channels,), *norm, eps)
+        _grid(out[part], axis).copy_(y.mul_(F.silu(z)))
+    return out
+
+
+def backward(dout, xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps):
+    """Gradients of `xz`, of every tensor of both directions, and of the norm (empty without one); all recomputed."""
+    dtype, directions, norm = _prepare(xz, directions, norm_weight, norm_bias)
+    batch, height, width, channels = dout.shape
+    dxz = torch.empty(xz.shape, dtype=dtype, device=xz.device)
+    grads = [[torch.zeros_like(t) for t in direction] for direction in directions]
+    dnorm = [torch.zeros(channels if norm else 0, dtype=dtype, device=xz.device) for _ in range(2)]
+    for part in blocks(batch, height * width, channels, xz.device):
+        x, z = _grid(xz[part], axis).to(dtype).chunk(2, dim=3)
+        dx, dz = _grid(dxz[part], axis).chunk(2, dim=3)
+        convolved, y = _tokens(x, directions, pool, scaling)
+        dy = _finish_backward(_grid(dout[part], axis).to(dtype), dz, y.mul_(0.5), z, norm, dnorm, eps).mul_(0.5)
+        dx.zero_()
+        for reverse, direction in enumerate(directions):
+            _direction_backward(dy, dx, x, convolved[reverse], direction, grads[reverse], bool(reverse), pool, scaling)
+    return dxz, *grads[0], *grads[1], *dnorm
+
+
+def _finish_backward(dout, dz, y, z, norm, dnorm, eps):
+    """Through gate and norm: fill `dz`, add to `dnorm`, return the gradient of `y`."""
+    normed, mean, rstd = y, None, None
+    if norm is not None:
+        normed, mean, rstd = torch.native_layer_norm(y, y.shape[3:], *norm, eps)
+    gate = torch.sigmoid(z)
+    dz.copy_(dout * normed * (gate * (1 + z * (1 - gate))))
+    dy = dout * (z * gate)
+    if norm is None:
+        return dy
+    # a contiguous gradient: not every device's kernel takes strides
+    dy, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
+        dy.contiguous(), y, y.shape[3:], mean, rstd, *norm, [True, True, True]
+    )
+    dnorm[0] += dweight
+    dnorm[1] += dbias
+    return dy
+
+
+def _direction_backward(dy, dx, x, p, direction, grads, reverse, pool, scaling):
+    """Add one direction's gradients to `grads` (in the order of its tensors) and to `dx`."""
+    conv_weight, _, x_proj_weight, dt_weight, dt_bias, A, Ds = direction
+    u = F.silu(p)
+    s = _pool(u, pool, scaling)
+    dts, step, Bs, Cs = _short_inputs(s, x_proj_weight, dt_weight, dt_bias, A.shape[1])
+    dv = dy.flatten(1, 2) if pool is None else dy.sum(2)
+    adjoint = scan_backward if pool is None else _short_scan_backward
+    ds, ddt, dA, dBs, dCs = adjoint(dv, s, time_step(step, softplus=True), A, Bs, Cs, reverse)
+    dstep = time_step_grad(ddt, step, softplus=True)
+    dprojected = torch.cat([dstep @ dt_weight, dBs, dCs], dim=2)
+    ds += dprojected @ x_proj_weight
+    du = dy * Ds
+    dDs = (dy * u).sum((0, 1, 2))
+    _pool_backward(ds, du, u, pool, scaling)
+    gate = torch.sigmoid(p)
+    dconv = _convolve_backward(du.mul_(gate * (1 + p * (1 - gate))), dx, x, conv_weight, reverse)
+    dx_proj = dprojected.flatten(0, 1).T @ s.flatten(0, 1)
+    ddt_weight = dstep.flatten(0, 1).T @ dts.flatten(0, 1)
+    for total, grad in zip(grads, (*dconv, dx_proj, ddt_weight, dstep.sum((0, 1)), dA, dDs), strict=True):
+        total += grad

@@ -1,0 +1,273 @@
+"""FastVim backbones for detection and segmentation, and Vim, their unpooled baseline.
+
+Paper: Kapse et al., "Fast Vision Mamba: Pooling Spatial Dimensions for Accelerated Processing", arXiv 2502.00594; Vim:
+Zhu et al., "Vision Mamba", arXiv 2401.09417. This file is an implementation of its own whose parameter names are the
+published ones.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from mmvmamba.checkpoints import CheckpointError
+from mmvmamba.kernels.dispatch import BACKENDS
+from mmvmamba.kernels.pooled_scan.op import AXES, POOLS
+from mmvmamba.registry import register_model
+
+from ..arguments import check_choice, check_fields, check_image, check_out_indices
+from ..layers.drop_path import DropPath
+from ..layers.pooled_mixer import PooledMixer
+from ..pretrained import PretrainedBackbone
+
+_COMMON = dict(d_state=16, expand=2, d_conv=4, dt_rank='auto', patch_size=16, drop_path_rate=0.0)
+
+ARCHS: dict[str, dict] = {
+    'tiny': dict(_COMMON, embed_dims=192, depth=24),
+    'small': dict(_COMMON, embed_dims=384, depth=24),
+    'base': dict(_COMMON, embed_dims=768, depth=24),
+    'large': dict(_COMMON, embed_dims=1024, depth=48),
+    'huge': dict(_COMMON, embed_dims=1280, depth=64, patch_size=14),
+}
+"""The published architectures."""
+
+_NORMS = {'LN': nn.LayerNorm, 'RMS': nn.RMSNorm}
+_CACHED_GRIDS = 16
+
+
+class PatchEmbed(nn.Module):
+    """One linear map per square patch; images are zero-padded at the bottom and right to whole patches."""
+
+    def __init__(self, in_channels: int, channels: int, patch_size: int):
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_channels, channels, patch_size, stride=patch_size)
+        nn.init.kaiming_normal_(self.proj.weight, nonlinearity='linear')  # LeCun normal
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(B, in_channels, H, W)` to `(B, ceil(H / patch), ceil(W / patch), C)`."""
+        bottom, right = (-size % self.patch_size for size in x.shape[2:])
+        return self.proj(F.pad(x, (0, right, 0, bottom))).permute(0, 2, 3, 1)
+
+
+class Block(nn.Module):
+    """Pre-norm mixer that hands on its bare output and the residual stream apart, the latter at least float32."""
+
+    def __init__(self, channels: int, norm: type[nn.Module], drop_path: float, **mixer):
+        super().__init__()
+        self.norm = norm(channels, eps=1e-5)
+        self.mixer = PooledMixer(channels, **mixer)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mixer's output and residual stream, both `(B, H, W, C)`; the first block has no residual stream yet."""
+        wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        residual = wide if residual is None else residual + self.drop_path(wide)
+        return self.mixer(self.norm(residual.to(self.norm.weight.dtype))), residual
+
+
+@register_model
+class FastVim(PretrainedBackbone):
+    """FastVim: a columnar backbone of bidirectional Mamba blocks that scan pooled rows and columns in turn.
+
+    Args:
+        arch: a row of `ARCHS`.
+        img_size: pixels a side, or (H, W), of the images that the position embedding belongs to. Any other size runs
+            as well: the embedding is interpolated to its grid.
+        patch_size: pixels a side of a patch; None takes the architecture's (16; huge: 14).
+        in_channels: channels of the image.
+        out_indices: blocks whose normalised outputs are returned, ascending. Blocks behind the last one are not built,
+            so every parameter that exists is used.
+        drop_path_rate: of the last block's output, rising linearly from 0; None takes the architecture's.
+        pool: 'mean' or 'max' over a line, or None for Vim, which scans all tokens and never rotates.
+        scan_path: 'row' or 'column', the axis of the first block.
+        rotate: odd blocks take the other axis (pooled models only).
+        norm_after_scan: layer-normalise before the gate.
+        norm: of the blocks: 'LN' or 'RMS'. Outputs are always layer-normalised.
+        pool_scale: factor of the pooled tokens (masked pre-training: the kept fraction); 1 where nothing is pooled.
+        with_cp: recompute blocks in the backward pass instead of storing their activations.
+        frozen_stages: -1 trains everything; 0 freezes patch and position embedding; n also freezes the first n blocks.
+        backend: of the scan: 'auto', 'triton', 'cpu', 'torch' or 'reference'.
+        init_cfg: mmengine's initialisation config.
+        **fields: replace fields of the architecture: embed_dims, depth, d_state, expand, d_conv, dt_rank.
+
+    Raises:
+        TypeError, ValueError: an unknown name or a value out of range, by name.
+        CheckpointError: on loading weights of another patch size, or a position embedding whose grid is unknown.
+
+    Source: Kapse et al., arXiv 2502.00594. Parameter names are those of the published weights.
+    """
+
+    family = 'fastvim'
+
+    def __init__(
+        self,
+        arch='tiny',
+        img_size=224,
+        patch_size=None,
+        in_channels=3,
+        out_indices=(5, 11, 17, 23),
+        drop_path_rate=None,
+        pool='mean',
+        scan_path='row',
+        rotate=True,
+        norm_after_scan=True,
+        norm='LN',
+        pool_scale=1.0,
+        with_cp=False,
+        frozen_stages=-1,
+        backend='auto',
+        init_cfg=None,
+        **fields,
+    ):
+        super().__init__(init_cfg=init_cfg)
+        name = type(self).__name__
+        check_choice(name, 'arch', arch, ARCHS)
+        check_choice(name, 'pool', pool, POOLS)
+        check_choice(name, 'scan_path', scan_path, AXES)
+        check_choice(name, 'norm', norm, _NORMS)
+        check_choice(name, 'backend', backend, ('auto', *BACKENDS))
+        if pool is None and pool_scale != 1:
+            raise ValueError(f'{name}: pool_scale={pool_scale!r} has nothing to scale where pool=None; expected 1')
+        spec = dict(ARCHS[arch])
+        default_drop_path, default_patch = spec.pop('drop_path_rate'), spec.pop('patch_size')
+        check_fields(name, fields, spec)
+        spec.update(fields)
+        channels, depth = spec['embed_dims'], spec['depth']
+        self.arch = arch
+        self.in_channels = in_channels
+        self.depth = depth
+        self.patch_size = default_patch if patch_size is None else patch_size
+        self.grid = self._grid_of(img_size)
+        self.out_indices = check_out_indices(name, out_indices, depth)
+        self.with_cp = with_cp
+        self.frozen_stages = frozen_stages
+        blocks = self.out_indices[-1] + 1
+        if frozen_stages not in range(-1, blocks + 1):
+            raise ValueError(
+                f'{name}: frozen_stages={frozen_stages!r}; expected -1 to {blocks}, the blocks that are built'
+            )
+
+        rate = default_drop_path if drop_path_rate is None else drop_path_rate
+        last = max(depth - 1, 1)
+        mixer = {key: spec[key] for key in ('d_state', 'expand', 'd_conv')}
+        mixer['dt_rank'] = math.ceil(channels / 16) if spec['dt_rank'] == 'auto' else spec['dt_rank']
+        mixer.update(norm_after_scan=norm_after_scan, pool=pool, scaling=pool_scale, depth=depth, backend=backend)
+        axes = [scan_path, scan_path]
+        if rotate and pool is not None:
+            axes[1] = next(axis for axis in AXES if axis != scan_path)
+
+        self.num_features = [channels] * len(self.out_indices)
+        self.patch_embed = PatchEmbed(in_channels, channels, self.patch_size)
+        self.pos_embed = nn.Parameter(torch.empty(1, math.prod(self.grid), channels))
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.layers = nn.ModuleList(
+            # what a block drops is the output of the one before it
+            Block(channels, _NORMS[norm], rate * max(i - 1, 0) / last, axis=axes[i % 2], **mixer)
+            for i in range(blocks)
+        )
+        for i in range(len(self.out_indices)):
+            self.add_module(f'outnorm_{i}', nn.LayerNorm(channels))
+        self._resized = {}  # position embeddings of other grids, for inference
+        if frozen_stages >= 0:
+            self.pos_embed.requires_grad_(False)
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+
+    def _grid_of(self, img_size) -> tuple[int, int]:
+        sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        if len(sides) != 2 or not all(isinstance(side, int) and side >= self.patch_size for side in sides):
+            raise ValueError(
+                f'{type(self).__name__}: img_size={img_size!r}; expected pixels a side, or (H, W), of at least one '
+                f'patch ({self.patch_size})'
+            )
+        return tuple(math.ceil(side / self.patch_size) for side in sides)
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        if self.frozen_stages < 0:
+            return []
+        norms = [
+            getattr(self, f'outnorm_{i}') for i, block in enumerate(self.out_indices) if block < self.frozen_stages
+        ]
+        return [self.patch_embed, *self.layers[: self.frozen_stages], *norms]
+
+    def train(self, mode: bool = True):
+        """Set the mode; frozen blocks stay in evaluation (no drop path)."""
+        super().train(mode)
+        self._resized.clear()  # mmengine's averaged weights are swapped in without a trace, but before a change of mode
+        for module in self._frozen_modules():
+            module.eval()
+        return self
+
+    def _load_from_state_dict(self, state_dict, prefix, *arguments):
+        """Refuse weights of another patch size, bring the position embedding to this model's grid, load."""
+        self._resized.clear()
+        weight = state_dict.get(f'{prefix}patch_embed.proj.weight')
+        if weight is not None and weight.shape[2:] != self.patch_embed.proj.weight.shape[2:]:
+            theirs = ' x '.join(str(side) for side in weight.shape[2:])
+            raise CheckpointError(
+                f'{type(self).__name__}: the checkpoint was trained with patches of {theirs} pixels, this model has '
+                f'patch_size={self.patch_size}; build it with the patch size of the checkpoint'
+            )
+        key = f'{prefix}pos_embed'
+        embedding = state_dict.get(key)
+        if embedding is not None and embedding.ndim == 3 and embedding.shape[1] != self.pos_embed.shape[1]:
+            side = math.isqrt(embedding.shape[1])
+            if side * side != embedding.shape[1]:
+                raise CheckpointError(
+                    f'{type(self).__name__}: the position embedding of the checkpoint has {embedding.shape[1]} tokens, '
+                    f'which are no square grid, and this model has a grid of {self.grid[0]} x {self.grid[1]}; build it '
+                    f'with img_size=(H, W) of the images that the checkpoint was trained on'
+                )
+            state_dict[key] = _resize(embedding, (side, side), self.grid).flatten(1, 2)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def _position(self, grid: tuple[int, int]) -> torch.Tensor:
+        """The position embedding for a grid, `(1, H, W, C)`; interpolated once per grid in inference."""
+        own = self.pos_embed
+        if grid == self.grid:
+            return own.unflatten(1, grid)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return _resize(own, self.grid, grid)
+        version, resized = self._resized.get(grid, (None, None))
+        if version != own._version or (resized.dtype, resized.device) != (own.dtype, own.device):
+            resized = _resize(own, self.grid, grid)
+            if len(self._resized) >= _CACHED_GRIDS:
+                self._resized.pop(next(iter(self._resized)))
+            self._resized[grid] = own._version, resized
+        return resized
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Extract feature maps.
+
+        Args:
+            x: `(B, in_channels, H, W)`, H and W from one patch up.
+
+        Returns:
+            For each of `out_indices` a contiguous map `(B, C, ceil(H / patch_size), ceil(W / patch_size))`.
+        """
+        check_image(type(self).__name__, x, self.in_channels, self.patch_size)
+        hidden, residual = self.patch_embed(x), None
+        hidden = hidden + self._position(tuple(hidden.shape[1:3]))
+        outs = []
+        for i, block in enumerate(self.layers):
+            if self.with_cp and hidden.requires_grad:
+                hidden, residual = checkpoint(block, hidden, residual, use_reentrant=False)
+            else:
+                hidden, residual = block(hidden, residual)
+            if i in self.out_indices:
+                # a copy: mmcv's RoIAlign reads memory as channels first whatever the strides say
+                out = getattr(self, f'outnorm_{len(outs)}')(hidden)
+                outs.append(out.permute(0, 3, 1, 2).contiguous())
+        return tuple(outs)
+
+
+def _resize(embedding: torch.Tensor, grid: tuple[int, int], target: tuple[int, int]) -> torch.Tensor:
+    """Interpolate `(1, H*W, C)` bicubically to `(1, *target, C)`, in float32 at least."""
+    wide = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
+    maps = wide.unflatten(1, grid).permute(0, 3, 1, 2)
+    resized = F.interpolate(maps, size=target, mode='bicubic', align_corners=False)
+    return resized.permute(0, 2, 3, 1).contiguous().to(embedding.dtype)

@@ -1,0 +1,84 @@
+"""FastVim's mixer: parameters and one operator call between two projections."""
+
+import torch
+from torch import nn
+
+from mmvmamba.kernels import Direction, pooled_scan
+
+from . import ssm_init
+
+
+class PooledMixer(nn.Module):
+    """Project, scan the pooled lines of the grid in both directions, gate, project back.
+
+    Args:
+        channels: input and output channels C.
+        d_state: state size N.
+        dt_rank: rank R of the step projection.
+        expand: inner channels D = expand * C.
+        d_conv: taps of the causal depthwise convolution.
+        norm_after_scan: layer-normalise the mean of both directions.
+        axis, pool, scaling, backend: as in `mmvmamba.kernels.pooled_scan`.
+        depth: blocks of the network; the output projection starts smaller by its square root.
+
+    Source: Kapse et al., arXiv 2502.00594. Parameter names are those of the published weights: `_b` is backward.
+    """
+
+    def __init__(
+        self,
+        channels,
+        d_state,
+        dt_rank,
+        expand,
+        d_conv,
+        norm_after_scan=True,
+        axis='row',
+        pool='mean',
+        scaling=1.0,
+        depth=1,
+        backend='auto',
+    ):
+        super().__init__()
+        inner = int(expand * channels)
+        self.axis = axis
+        self.pool = pool
+        self.scaling = scaling
+        self.backend = backend
+        self.in_proj = nn.Linear(channels, 2 * inner, bias=False)
+        for suffix in ('', '_b'):
+            self.add_module(f'conv1d{suffix}', nn.Conv1d(inner, inner, d_conv, groups=inner))
+            self.add_module(f'x_proj{suffix}', nn.Linear(inner, dt_rank + 2 * d_state, bias=False))
+            self.add_module(f'dt_proj{suffix}', nn.Linear(dt_rank, inner))
+            dt_proj = getattr(self, f'dt_proj{suffix}')
+            dt_proj.weight = nn.Parameter(ssm_init.dt_weight('mamba', 1, inner, dt_rank)[0])
+            dt_proj.bias = nn.Parameter(ssm_init.dt_bias('mamba', 1, inner)[0])
+        self.A_log = nn.Parameter(ssm_init.a_logs('mamba', inner, d_state))
+        self.A_b_log = nn.Parameter(ssm_init.a_logs('mamba', inner, d_state))
+        self.D = nn.Parameter(torch.ones(inner))
+        self.D_b = nn.Parameter(torch.ones(inner))
+        self.layernorm = nn.LayerNorm(inner) if norm_after_scan else None
+        self.out_proj = nn.Linear(inner, channels, bias=False)
+        with torch.no_grad():  # PyTorch's default is Kaiming uniform with a = sqrt 5
+            self.out_proj.weight /= depth**0.5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(B, H, W, C)` to `(B, H, W, C)`."""
+        norm = self.layernorm
+        y = pooled_scan(
+            self.in_proj(x),
+            _direction(self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D),
+            _direction(self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b),
+            None if norm is None else norm.weight,
+            None if norm is None else norm.bias,
+            axis=self.axis,
+            pool=self.pool,
+            scaling=self.scaling,
+            eps=1e-5 if norm is None else norm.eps,
+            backend=self.backend,
+        )
+        return self.out_proj(y)
+
+
+def _direction(conv, x_proj, dt_proj, a_log, skip) -> Direction:
+    A = -torch.exp(a_log.to(torch.promote_types(a_log.dtype, torch.float32)))
+    return Direction(conv.weight, conv.bias, x_proj.weight, dt_proj.weight, dt_proj.bias, A, skip)

@@ -1,0 +1,418 @@
+"""The FastVim backbone against golden tensors of the published model, and what it promises beyond them."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmvmamba.kernels.pooled_scan import reference
+from mmvmamba.kernels.testing import assert_close, load_golden
+from torch import nn
+from torch.nn import functional as F
+
+from mmvmamba.checkpoints import CheckpointError
+from mmvmamba.models import FastVim
+from mmvmamba.models.backbones.fastvim import ARCHS
+from mmvmamba.registry import MODELS
+
+TINY = dict(embed_dims=16, depth=3, d_state=4, out_indices=(0, 2))
+PUBLISHED = dict(fastvim_t='tiny', fastvim_s='small', fastvim_b='base', vim_s='small')
+
+
+def golden_model(path, backend):
+    """The golden tensors of a file and our model with its parameters, in evaluation mode."""
+    golden, metadata = load_golden(path)
+    theirs = metadata['official_kwargs']
+    model = FastVim(
+        img_size=theirs['img_size'],
+        embed_dims=theirs['embed_dim'],
+        depth=theirs['depth'],
+        out_indices=theirs['out_indices'],
+        pool=theirs.get('collapse_method', 'mean') if 'rotate_every_block' in theirs else None,
+        rotate=theirs.get('rotate_every_block', True),
+        norm_after_scan=theirs['use_norm_after_ssm'],
+        backend=backend,
+    ).eval()
+    prefix = 'param.'
+    model.load_state_dict({k[len(prefix) :]: v for k, v in golden.items() if k.startswith(prefix)})
+    return golden, model
+
+
+@pytest.mark.parametrize('backend', ['auto', 'torch', 'reference'])
+@pytest.mark.parametrize('name', ['fastvim', 'fastvim_max_pool', 'fastvim_no_rotate', 'vim'])
+def test_golden(name, backend, data_dir):
+    golden, model = golden_model(data_dir / f'{name}.safetensors', backend)
+    image = golden['input'].requires_grad_()
+    outs = model(image)
+    assert len(outs) == sum(key.startswith('out.') for key in golden)
+    for i, out in enumerate(outs):
+        torch.testing.assert_close(out, golden[f'out.{i}'], rtol=0, atol=1e-5)
+    (sum((out * golden[f'cotangent.{i}']).sum() for i, out in enumerate(outs)) / len(outs)).backward()
+    assert_close('input', image.grad, golden['grad.input'], 1e-5)
+    for name, parameter in model.named_parameters():
+        assert_close(name, parameter.grad, golden[f'grad.{name}'], 1e-5)
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_names_shapes_and_counts_are_the_published_ones(name, data_dir):
+    published = json.loads((data_dir / 'fastvim_spec.json').read_text())[name]
+    with torch.device('meta'):
+        model = FastVim(PUBLISHED[name], pool=None if name.startswith('vim') else 'mean')
+    assert {key: list(value.shape) for key, value in model.state_dict().items()} == published['state_dict']
+    assert sum(p.numel() for p in model.parameters()) == published['backbone_params']
+
+
+@pytest.mark.parametrize(
+    ('arch', 'channels', 'depth', 'patch'),
+    [
+        ('tiny', 192, 24, 16),
+        ('small', 384, 24, 16),
+        ('base', 768, 24, 16),
+        ('large', 1024, 48, 16),
+        ('huge', 1280, 64, 14),
+    ],
+)
+def test_architectures(arch, channels, depth, patch):
+    with torch.device('meta'):
+        model = FastVim(arch, out_indices=(0,))
+    assert set(ARCHS) == {'tiny', 'small', 'base', 'large', 'huge'}
+    assert (model.depth, len(model.layers)) == (depth, 1)
+    assert model.patch_embed.proj.weight.shape == (channels, 3, patch, patch)
+    assert model.layers[0].mixer.A_log.shape == (2 * channels, 16)
+    assert model.layers[0].mixer.dt_proj.weight.shape == (2 * channels, channels // 16)
+
+
+@pytest.mark.parametrize('pool', ['mean', 'max', None])
+@pytest.mark.parametrize('rotate', [True, False])
+def test_column_path_is_the_row_path_of_the_transposed_image(rotate, pool):
+    fields = dict(TINY, img_size=(64, 96), rotate=rotate, pool=pool)
+    columns = FastVim(scan_path='column', **fields).eval()
+    rows = FastVim(**dict(fields, img_size=(96, 64))).eval()
+    transposed = {
+        name: value.transpose(2, 3)
+        if name == 'patch_embed.proj.weight'
+        else value.unflatten(1, (4, 6)).transpose(1, 2).flatten(1, 2)
+        if name == 'pos_embed'
+        else value
+        for name, value in columns.state_dict().items()
+    }
+    rows.load_state_dict(transposed)
+    for size in ((64, 96), (50, 130)):
+        image = torch.randn(2, 3, *size)
+        row_outs = FastVim(**fields).eval()(image)
+        for out, expected, other in zip(columns(image), rows(image.transpose(2, 3)), row_outs, strict=True):
+            torch.testing.assert_close(out, expected.transpose(2, 3), rtol=0, atol=1e-5)
+            assert not torch.allclose(out, other, atol=1e-2)
+
+
+def test_rotation_alternates_the_axis_except_in_vim():
+    def axes(**arguments):
+        return [block.mixer.axis for block in FastVim(**TINY, **arguments).layers]
+
+    assert axes() == ['row', 'column', 'row']
+    assert axes(scan_path='column') == ['column', 'row', 'column']
+    assert axes(rotate=False) == ['row', 'row', 'row']
+    assert axes(pool=None) == ['row', 'row', 'row']
+
+
+def test_scan_length_is_a_side_of_the_grid(monkeypatch):
+    """The paper's claim: rows and columns in turn, H or W steps in either direction, never H*W."""
+    lengths = []
+    original = reference.selective_scan
+
+    def counting(u, *arguments):
+        lengths.append(u.shape[2])
+        return original(u, *arguments)
+
+    monkeypatch.setattr(reference, 'selective_scan', counting)
+    image = torch.randn(1, 3, 48, 112)  # a grid of 3 x 7
+    FastVim(backend='reference', **TINY)(image)
+    assert lengths == [3, 3, 7, 7, 3, 3]
+    lengths.clear()
+    FastVim(backend='reference', pool=None, **TINY)(image)
+    assert lengths == [21] * 6
+
+
+@pytest.mark.parametrize('training', [True, False], ids=['training', 'evaluation'])
+def test_any_sizes_in_turn_through_one_instance(training):
+    model = FastVim(**TINY).train(training)
+    for size in ((640, 1184), (224, 224), (333, 517), (16, 16), (17, 400), (640, 1184)):
+        outs = model(torch.randn(1, 3, *size))
+        height, width = ((side + 15) // 16 for side in size)
+        for out in outs:
+            assert out.shape == (1, 16, height, width)
+            assert out.isfinite().all()
+        if training:
+            sum(out.square().mean() for out in outs).backward()
+            assert model.pos_embed.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('grad', [True, False])
+def test_construction_size_does_not_matter(grad):
+    """The same weights give the same result for a grid, whether it is the one the model was built for or not."""
+    small = FastVim(img_size=64, **TINY).eval()
+    big = FastVim(img_size=(96, 144), **TINY).eval()
+    big.load_state_dict(small.state_dict())
+    image = torch.randn(2, 3, 96, 144)
+    with torch.set_grad_enabled(grad):
+        for _ in range(2):  # the second time from the cache
+            for out, expected in zip(small(image), big(image), strict=True):
+                torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
+
+
+def test_position_embedding_is_resized_bicubically():
+    model = FastVim(img_size=(64, 96), **TINY)
+    maps = model.pos_embed.detach().view(1, 4, 6, 16).permute(0, 3, 1, 2)
+    expected = F.interpolate(maps, size=(5, 9), mode='bicubic', align_corners=False).permute(0, 2, 3, 1)
+    with torch.no_grad():
+        assert torch.equal(model._position((5, 9)), expected)
+        assert torch.equal(model._position((4, 6)), maps.permute(0, 2, 3, 1))
+    assert torch.equal(model._position((5, 9)), expected)
+    model._position((5, 9)).sum().backward()
+    assert model.pos_embed.grad.abs().sum() > 0
+
+
+def test_cached_position_embeddings_follow_the_parameter():
+    model = FastVim(img_size=64, **TINY).eval()
+    grid = (3, 5)
+    with torch.no_grad():
+        first = model._position(grid)
+        assert model._position(grid) is first
+        model.pos_embed += 1
+        torch.testing.assert_close(model._position(grid), first + 1)
+        model.pos_embed.data.add_(1)  # as mmengine swaps in averaged weights: PyTorch does not count this change
+        model.eval()
+        torch.testing.assert_close(model._position(grid), first + 2)
+        assert model.double()._position(grid).dtype == torch.float64
+        for side in range(1, 40):
+            model._position((side, 1))
+        assert len(model._resized) <= 16
+    assert copy.deepcopy(model)(torch.zeros(1, 3, 48, 80, dtype=torch.float64))[0].shape == (1, 16, 3, 5)
+    assert model._position(grid).requires_grad
+
+
+def test_padding_is_zeros_at_the_bottom_and_right():
+    model = FastVim(**TINY).eval()
+    image = torch.randn(1, 3, 20, 33)
+    padded = torch.zeros(1, 3, 32, 48)
+    padded[:, :, :20, :33] = image
+    for out, expected in zip(model(image), model(padded), strict=True):
+        assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize('pool', ['mean', 'max', None])
+@pytest.mark.parametrize('out_indices', [(0,), (1,), (2,), (0, 2), (0, 1, 2), 2])
+def test_every_parameter_gets_a_gradient(out_indices, pool):
+    model = FastVim(**dict(TINY, out_indices=out_indices), pool=pool)
+    outs = model(torch.randn(2, 3, 48, 32))
+    assert len(outs) == (1 if out_indices == 2 else len(out_indices))
+    weights = [torch.randn_like(out) for out in outs]  # a plain square of normalised values has no gradient
+    sum((out * weight).sum() for out, weight in zip(outs, weights, strict=True)).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_empty_batch_gives_empty_maps():
+    outs = FastVim(**TINY)(torch.zeros(0, 3, 32, 48))
+    assert [tuple(out.shape) for out in outs] == [(0, 16, 2, 3)] * 2
+
+
+def test_maps_are_contiguous():
+    """mmcv's RoIAlign reads memory as channels first whatever the strides say: other maps train nothing, silently."""
+    for out in FastVim(**TINY)(torch.zeros(1, 3, 32, 48)):
+        assert out.is_contiguous()
+
+
+def test_outputs_do_not_depend_on_the_other_images_of_a_batch():
+    model = FastVim(**TINY).eval()
+    images = torch.randn(3, 3, 48, 64)
+    for out, alone in zip(model(images), model(images[1:2]), strict=True):
+        torch.testing.assert_close(out[1:2], alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('frozen', [-1, 0, 1, 3])
+def test_frozen_stages(frozen):
+    model = FastVim(frozen_stages=frozen, **TINY).train()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert any(name.startswith('patch_embed') for name in trained) == (frozen < 0)
+    assert ('pos_embed' in trained) == (frozen < 0)
+    for i, block in enumerate(model.layers):
+        assert any(name.startswith(f'layers.{i}.') for name in trained) == (frozen < i + 1)
+        assert block.training == (frozen < i + 1)
+    assert any(name.startswith('outnorm_0') for name in trained) == (frozen < 1)
+    assert any(name.startswith('outnorm_1') for name in trained) == (frozen < 3)
+    if frozen < 3:
+        sum(out.sum() for out in model(torch.randn(1, 3, 32, 32))).backward()
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_checkpointing_changes_nothing():
+    model = FastVim(**TINY)
+    image = torch.randn(1, 3, 32, 40)
+
+    def gradients():
+        model.zero_grad()
+        sum(out.square().sum() for out in model(image)).backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    plain = gradients()
+    model.with_cp = True
+    for name, grad in gradients().items():
+        assert torch.equal(grad, plain[name]), name
+
+
+def test_drop_path_drops_what_enters_a_block_with_the_rate_of_the_one_before():
+    model = FastVim(drop_path_rate=0.4, **dict(TINY, depth=5, out_indices=(4,)))
+    assert [block.drop_path.rate for block in model.layers] == pytest.approx([0.0, 0.0, 0.1, 0.2, 0.3])
+    image = torch.randn(8, 3, 16, 16)
+    with torch.no_grad():
+        assert not torch.equal(model(image)[0], model(image)[0])
+        model.eval()
+        assert torch.equal(model(image)[0], model(image)[0])
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_keeps_the_residual_stream_in_float32(dtype):
+    model = FastVim(**TINY)
+    image = torch.randn(1, 3, 32, 32)
+    exact = model(image)
+    streams = []
+    for block in model.layers:
+        block.register_forward_hook(lambda module, inputs, output: streams.append(output[1].dtype))
+    with torch.autocast('cpu', dtype):
+        outs = model(image)
+    assert streams == [torch.float32] * 3
+    sum(out.float().square().mean() for out in outs).backward()
+    for out, expected in zip(outs, exact, strict=True):
+        assert_close('out', out.float(), expected, 3e-2 if dtype == torch.bfloat16 else 5e-3)
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_half_precision_weights():
+    model = FastVim(**TINY).eval()
+    image = torch.randn(1, 3, 32, 48)
+    expected = model(image)
+    for out, exact in zip(copy.deepcopy(model).bfloat16()(image.bfloat16()), expected, strict=True):
+        assert out.dtype == torch.bfloat16
+        assert_close('out', out.float(), exact, 5e-2)
+
+
+def test_pool_scale_and_norms():
+    image = torch.randn(1, 3, 32, 48)
+    plain = FastVim(**TINY).eval()
+    scaled = FastVim(pool_scale=0.25, **TINY).eval()
+    scaled.load_state_dict(plain.state_dict())
+    assert not torch.allclose(plain(image)[1], scaled(image)[1], atol=1e-3)
+    bare = FastVim(norm_after_scan=False, norm='RMS', **TINY)
+    assert not [name for name, _ in bare.named_parameters() if 'layernorm' in name]
+    assert isinstance(bare.layers[0].norm, nn.RMSNorm)
+    assert isinstance(bare.outnorm_0, nn.LayerNorm)
+    assert bare(image)[0].isfinite().all()
+
+
+def test_initialisation():
+    model = FastVim(embed_dims=64, depth=4, out_indices=(0,))
+    mixer = model.layers[0].mixer
+    torch.testing.assert_close(mixer.A_b_log, torch.arange(1.0, 17).log().expand(128, 16))
+    assert (mixer.D == 1).all()
+    assert (mixer.D_b == 1).all()
+    dt = F.softplus(mixer.dt_proj_b.bias)
+    assert 0.9e-3 < dt.min() < 6e-3
+    assert 0.04 < dt.max() < 0.11
+    assert mixer.dt_proj.weight.abs().max() <= 4**-0.5
+    bound = 128**-0.5 / 2  # PyTorch's default, over the square root of the depth
+    assert 0.9 * bound < mixer.out_proj.weight.abs().max() <= bound
+    assert model.pos_embed.std().item() == pytest.approx(0.02, rel=0.1)
+    assert model.patch_embed.proj.weight.std().item() == pytest.approx((3 * 16 * 16) ** -0.5, rel=0.1)
+    assert (model.patch_embed.proj.bias == 0).all()
+
+
+@pytest.mark.parametrize('strict', [True, False])
+def test_checkpoint_of_another_patch_size_is_refused(strict):
+    theirs = FastVim(patch_size=8, img_size=112, **TINY).state_dict()
+    with pytest.raises(CheckpointError, match='trained with patches of 8 x 8 pixels, this model has patch_size=16'):
+        FastVim(**TINY).load_state_dict(theirs, strict=strict)
+
+
+def test_checkpoint_of_another_patch_size_is_refused_inside_a_detector(tmp_path):
+    """mmengine only warns of shapes that differ; this error must come through."""
+    from mmengine.runner import load_checkpoint
+
+    class Detector(nn.Module):
+        def __init__(self, patch_size):
+            super().__init__()
+            self.backbone = FastVim(patch_size=patch_size, **TINY)
+
+    torch.save(Detector(8).state_dict(), tmp_path / 'small_patches.pth')
+    with pytest.raises(CheckpointError, match='patches of 8 x 8'):
+        load_checkpoint(Detector(16), str(tmp_path / 'small_patches.pth'), map_location='cpu')
+
+
+def test_checkpoint_without_a_square_grid_is_refused():
+    theirs = FastVim(img_size=(64, 96), **TINY).state_dict()
+    with pytest.raises(
+        CheckpointError, match=r'24 tokens, which are no square grid.*grid of 14 x 14.*img_size=\(H, W\)'
+    ):
+        FastVim(**TINY).load_state_dict(theirs)
+    FastVim(img_size=(64, 96), **TINY).load_state_dict(theirs)
+
+
+def test_both_type_names():
+    for registry, name in ((ROOT_MODELS, 'FastVim'), (ROOT_MODELS, 'mmvmamba.FastVim'), (MODELS, 'FastVim')):
+        assert type(registry.build(dict(type=name, **TINY))) is FastVim
+
+
+def test_plain_module_without_toolboxes():
+    """Neither mmcv nor a toolbox is needed: they are blocked from import in a fresh interpreter."""
+    code = (
+        'import sys\n'
+        "for name in ('mmcv', 'mmdet', 'mmseg', 'numba', 'triton'): sys.modules[name] = None\n"
+        'import torch\n'
+        'from mmvmamba.models import FastVim\n'
+        'outs = FastVim(embed_dims=16, depth=2, out_indices=(0, 1))(torch.zeros(1, 3, 32, 32))\n'
+        'assert [tuple(o.shape) for o in outs] == [(1, 16, 2, 2)] * 2\n'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'error', 'words'),
+    [
+        (dict(arch='giant'), ValueError, "FastVim: arch='giant' is unknown; expected one of .*tiny"),
+        (dict(pool='median'), ValueError, "pool='median' is unknown; expected one of .*'mean', 'max', None"),
+        (dict(scan_path='diagonal'), ValueError, "scan_path='diagonal' is unknown; expected one of .*'row', 'column'"),
+        (dict(norm='BN'), ValueError, "norm='BN' is unknown"),
+        (dict(backend='cuda'), ValueError, "backend='cuda' is unknown"),
+        (dict(embed_dim=8), TypeError, "'embed_dim' is no argument .*did you mean 'embed_dims'"),
+        (dict(out_indices=(0, 24)), ValueError, r'out_indices=\(0, 24\); expected ascending numbers from 0 to 23'),
+        (dict(depth=12), ValueError, r'out_indices=\(5, 11, 17, 23\); expected ascending numbers from 0 to 11'),
+        (dict(out_indices=()), ValueError, r'out_indices=\(\)'),
+        (dict(out_indices=(2,), frozen_stages=4), ValueError, 'frozen_stages=4; expected -1 to 3'),
+        (dict(pool=None, pool_scale=0.5), ValueError, 'pool_scale=0.5 has nothing to scale'),
+        (
+            dict(img_size=8),
+            ValueError,
+            r'img_size=8; expected pixels a side, or \(H, W\), of at least one patch \(16\)',
+        ),
+        (dict(img_size=(224, 224, 3)), ValueError, r'img_size=\(224, 224, 3\)'),
+    ],
+)
+def test_bad_arguments(arguments, error, words):
+    with pytest.raises(error, match=words):
+        FastVim(**arguments)
+
+
+@pytest.mark.parametrize(
+    ('image', 'error', 'words'),
+    [
+        (torch.zeros(1, 4, 32, 32), ValueError, r'shape \(1, 4, 32, 32\); expected \(B, 3, H, W\)'),
+        (torch.zeros(3, 32, 32), ValueError, r'shape \(3, 32, 32\)'),
+        (torch.zeros(1, 3, 15, 32), ValueError, '15 x 32 pixels is too small; expected at least 16 x 16'),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), TypeError, 'dtype torch.uint8'),
+    ],
+)
+def test_bad_images(image, error, words):
+    with pytest.raises(error, match=words):
+        FastVim(**TINY)(image)
