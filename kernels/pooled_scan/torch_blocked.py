@@ -17,6 +17,10 @@ from ..selective_scan.torch_blocked import (
     time_step_grad,
 )
 
+_STATE_ELEMENTS = {'cpu': 1 << 21}
+_STATE_ELEMENTS_ELSEWHERE = 1 << 25
+"""Most elements of a tensor that holds every state of every position."""
+
 
 def _prepare(xz, directions, norm_weight, norm_bias):
     dtype = compute_dtype(xz)
@@ -100,21 +104,30 @@ def _short_inputs(s, x_proj_weight, dt_weight, dt_bias, states):
     return dts, torch.addmm(dt_bias, dts.flatten(0, 1), dt_weight.T).view_as(s), Bs, Cs
 
 
-def _short_scan(u, dt, A, Bs, Cs, reverse):
-    """`scan` of a short sequence: all states at once, as so many more channels, which saves calls."""
-    return (_short_states(u, dt, A, Bs, reverse)[1] * Cs[:, :, None]).sum(-1)
+def _together(u, A):
+    """Whether a sequence is short enough to scan all states at once, as so many more channels: it saves calls."""
+    return u.numel() * A.shape[1] <= _STATE_ELEMENTS.get(u.device.type, _STATE_ELEMENTS_ELSEWHERE)
 
 
-def _short_states(u, dt, A, Bs, reverse):
+def _scan(u, dt, A, Bs, Cs, reverse):
+    """`scan`, by the faster of two ways."""
+    if not _together(u, A):
+        return scan(u, dt, A, Bs, Cs, reverse)
+    return (_states(u, dt, A, Bs, reverse)[1] * Cs[:, :, None]).sum(-1)
+
+
+def _states(u, dt, A, Bs, reverse):
     """Decays and states, `(G, L, D, N)` both."""
     a = torch.exp(dt[..., None] * A)
     b = (dt * u)[..., None] * Bs[:, :, None]
     return a, linear_recurrence(a.flatten(2), b.flatten(2), reverse).view_as(a)
 
 
-def _short_scan_backward(dy, u, dt, A, Bs, Cs, reverse):
-    """`scan_backward` of a short sequence."""
-    a, h = _short_states(u, dt, A, Bs, reverse)
+def _scan_backward(dy, u, dt, A, Bs, Cs, reverse):
+    """`scan_backward`, by the faster of two ways."""
+    if not _together(u, A):
+        return scan_backward(dy, u, dt, A, Bs, Cs, reverse)
+    a, h = _states(u, dt, A, Bs, reverse)
     dCs = (dy[..., None] * h).sum(2)
     # dh_t = C_t dy_t + a_{t+1} dh_{t+1}: the same recurrence against time, with the decays one step on
     source = (dy[..., None] * Cs[:, :, None]).flatten(2)
@@ -139,7 +152,7 @@ def _tokens(x, directions, pool, scaling):
         u = F.silu(p)
         s = _pool(u, pool, scaling)
         _, step, Bs, Cs = _short_inputs(s, x_proj_weight, dt_weight, dt_bias, A.shape[1])
-        v = (scan if pool is None else _short_scan)(s, time_step(step, softplus=True), A, Bs, Cs, bool(reverse))
+        v = _scan(s, time_step(step, softplus=True), A, Bs, Cs, bool(reverse))
         v = v.view_as(u) if pool is None else v[:, :, None]
         total = torch.addcmul(v, u, Ds) if total is None else total.addcmul_(u, Ds).add_(v)
         convolved.append(p)
@@ -205,8 +218,7 @@ def _direction_backward(dy, dx, x, p, direction, grads, reverse, pool, scaling):
     s = _pool(u, pool, scaling)
     dts, step, Bs, Cs = _short_inputs(s, x_proj_weight, dt_weight, dt_bias, A.shape[1])
     dv = dy.flatten(1, 2) if pool is None else dy.sum(2)
-    adjoint = scan_backward if pool is None else _short_scan_backward
-    ds, ddt, dA, dBs, dCs = adjoint(dv, s, time_step(step, softplus=True), A, Bs, Cs, reverse)
+    ds, ddt, dA, dBs, dCs = _scan_backward(dv, s, time_step(step, softplus=True), A, Bs, Cs, reverse)
     dstep = time_step_grad(ddt, step, softplus=True)
     dprojected = torch.cat([dstep @ dt_weight, dBs, dCs], dim=2)
     ds += dprojected @ x_proj_weight

@@ -68,6 +68,9 @@ def random_batch(cfg, size):
 @pytest.mark.parametrize('path', PATHS, ids=IDS)
 def test_builds_and_every_parameter_gets_a_gradient(path, tmp_path):
     cfg = load(path, tmp_path)
+    if task_of(cfg) == 'mmdet':  # a thousand proposals through full-size heads would take minutes here
+        for proposals in (cfg.model.train_cfg.rpn_proposal, cfg.model.test_cfg.rpn):
+            proposals.update(nms_pre=50, max_per_img=50)
     torch.manual_seed(0)
     model = build(cfg)
     model.train()

@@ -161,11 +161,24 @@ def test_torch_backend_scans_as_long_as_the_reference(pool, monkeypatch):
         lengths.append(u.shape[1])
         return original(u, *arguments)
 
-    name = 'scan' if pool is None else '_short_scan'
-    original = getattr(torch_blocked, name)
-    monkeypatch.setattr(torch_blocked, name, counting)
+    original = torch_blocked._scan
+    monkeypatch.setattr(torch_blocked, '_scan', counting)
     call(**inputs(height=5, width=7), axis='column', pool=pool, backend='torch')
     assert lengths == 2 * [35 if pool is None else 7]
+
+
+@pytest.mark.parametrize('pool', POOLS)
+def test_both_ways_to_scan_agree(pool, monkeypatch):
+    """The torch backend scans all states at once where that is small, else one after another."""
+    arguments = inputs(states=5, height=6, width=11)
+    options = dict(axis='column', pool=pool, backend='torch')
+    expected, expected_grads = output_and_gradients(call, arguments, **options)
+    monkeypatch.setattr(torch_blocked, '_STATE_ELEMENTS', {'cpu': 0})
+    y, grads = output_and_gradients(call, arguments, **options)
+    assert not torch.equal(grads['forth_A'], expected_grads['forth_A']), 'the limit has no effect'
+    assert_close('y', y, expected, 2e-6)
+    for name, grad in grads.items():
+        assert_close(name, grad, expected_grads[name], TOLERANCE[torch.float32])
 
 
 def test_pooling_ties_share_the_gradient(pooled_backend_or_reference):
