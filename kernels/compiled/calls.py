@@ -74,7 +74,7 @@ def _pack(parameter, block):
     channels = parameter.shape[0]
     blocks = math.ceil(channels / block)
     padded = parameter.new_zeros((blocks * block, *parameter.shape[1:]))
-    padded[:channels] = parameter
+    padded[:channels] = parameter.detach()
     packed = padded.view(blocks, block, *parameter.shape[1:])
     return packed.transpose(1, -1).contiguous() if parameter.ndim == 2 else packed
 

@@ -8,7 +8,9 @@ from .. import dispatch, gradients
 from ..arguments import check_like, check_parameter_dtype, check_tensor
 from . import reference
 
-_operator = dispatch.Operator('pooled_scan', __package__, {'reference': 'reference', 'torch': 'torch_blocked'})
+_operator = dispatch.Operator(
+    'pooled_scan', __package__, {'reference': 'reference', 'torch': 'torch_blocked', 'cpu': 'cpu'}
+)
 
 AXES = ('row', 'column')
 POOLS = ('mean', 'max', None)

@@ -4,6 +4,9 @@ Each direction keeps one tensor of the size of its tokens. The convolution reads
 the order of the sequence, and the gate writes back through strides: columns cost no transposed copy.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch.nn import functional as F
 
@@ -17,7 +20,7 @@ from ..selective_scan.torch_blocked import (
     time_step_grad,
 )
 
-_STATE_ELEMENTS = {'cpu': 1 << 21}
+_STATE_ELEMENTS = {'cpu': 1 << 20}
 _STATE_ELEMENTS_ELSEWHERE = 1 << 25
 """Most elements of a tensor that holds every state of every position."""
 
@@ -144,7 +147,22 @@ def _previous(t, reverse):
     return F.pad(t[:, 1:], (0, 0, 0, 0, 0, 1)) if reverse else F.pad(t[:, :-1], (0, 0, 0, 0, 1, 0))
 
 
-def _tokens(x, directions, pool, scaling):
+class Scans(NamedTuple):
+    """The scan over `(B, L, D)` and its gradients, both with the time step after softplus.
+
+    Attributes:
+        forward: `(u, dt, A, Bs, Cs, reverse)` to the result.
+        backward: the result's gradient, then the same, to the gradients of `u, dt, A, Bs, Cs`.
+    """
+
+    forward: Callable
+    backward: Callable
+
+
+VECTORISED = Scans(_scan, _scan_backward)
+
+
+def _tokens(x, directions, pool, scaling, scans):
     """Both directions: each one's convolution before SiLU, and the sum of what both scans and skips give a token."""
     convolved, total = [], None
     for reverse, (conv_weight, conv_bias, x_proj_weight, dt_weight, dt_bias, A, Ds) in enumerate(directions):
@@ -152,21 +170,21 @@ def _tokens(x, directions, pool, scaling):
         u = F.silu(p)
         s = _pool(u, pool, scaling)
         _, step, Bs, Cs = _short_inputs(s, x_proj_weight, dt_weight, dt_bias, A.shape[1])
-        v = _scan(s, time_step(step, softplus=True), A, Bs, Cs, bool(reverse))
+        v = scans.forward(s, time_step(step, softplus=True), A, Bs, Cs, bool(reverse))
         v = v.view_as(u) if pool is None else v[:, :, None]
         total = torch.addcmul(v, u, Ds) if total is None else total.addcmul_(u, Ds).add_(v)
         convolved.append(p)
     return convolved, total
 
 
-def forward(xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps):
+def forward(xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps, scans=None):
     """See `mmvmamba.kernels.pooled_scan`."""
     dtype, directions, norm = _prepare(xz, directions, norm_weight, norm_bias)
     batch, height, width, channels = (*xz.shape[:3], xz.shape[3] // 2)
     out = torch.empty(batch, height, width, channels, dtype=xz.dtype, device=xz.device)
     for part in blocks(batch, height * width, channels, xz.device):
         x, z = _grid(xz[part], axis).to(dtype).chunk(2, dim=3)
-        _, y = _tokens(x, directions, pool, scaling)
+        _, y = _tokens(x, directions, pool, scaling, scans or VECTORISED)
         y.mul_(0.5)
         if norm is not None:
             y = F.layer_norm(y, (channels,), *norm, eps)
@@ -174,7 +192,7 @@ def forward(xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps):
     return out
 
 
-def backward(dout, xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps):
+def backward(dout, xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps, scans=None):
     """Gradients of `xz`, of every tensor of both directions, and of the norm (empty without one); all recomputed."""
     dtype, directions, norm = _prepare(xz, directions, norm_weight, norm_bias)
     batch, height, width, channels = dout.shape
@@ -184,11 +202,12 @@ def backward(dout, xz, directions, norm_weight, norm_bias, axis, pool, scaling, 
     for part in blocks(batch, height * width, channels, xz.device):
         x, z = _grid(xz[part], axis).to(dtype).chunk(2, dim=3)
         dx, dz = _grid(dxz[part], axis).chunk(2, dim=3)
-        convolved, y = _tokens(x, directions, pool, scaling)
+        convolved, y = _tokens(x, directions, pool, scaling, scans or VECTORISED)
         dy = _finish_backward(_grid(dout[part], axis).to(dtype), dz, y.mul_(0.5), z, norm, dnorm, eps).mul_(0.5)
         dx.zero_()
         for reverse, direction in enumerate(directions):
-            _direction_backward(dy, dx, x, convolved[reverse], direction, grads[reverse], bool(reverse), pool, scaling)
+            options = (bool(reverse), pool, scaling, scans or VECTORISED)
+            _direction_backward(dy, dx, x, convolved[reverse], direction, grads[reverse], *options)
     return dxz, *grads[0], *grads[1], *dnorm
 
 
@@ -211,14 +230,14 @@ def _finish_backward(dout, dz, y, z, norm, dnorm, eps):
     return dy
 
 
-def _direction_backward(dy, dx, x, p, direction, grads, reverse, pool, scaling):
+def _direction_backward(dy, dx, x, p, direction, grads, reverse, pool, scaling, scans):
     """Add one direction's gradients to `grads` (in the order of its tensors) and to `dx`."""
     conv_weight, _, x_proj_weight, dt_weight, dt_bias, A, Ds = direction
     u = F.silu(p)
     s = _pool(u, pool, scaling)
     dts, step, Bs, Cs = _short_inputs(s, x_proj_weight, dt_weight, dt_bias, A.shape[1])
     dv = dy.flatten(1, 2) if pool is None else dy.sum(2)
-    ds, ddt, dA, dBs, dCs = _scan_backward(dv, s, time_step(step, softplus=True), A, Bs, Cs, reverse)
+    ds, ddt, dA, dBs, dCs = scans.backward(dv, s, time_step(step, softplus=True), A, Bs, Cs, reverse)
     dstep = time_step_grad(ddt, step, softplus=True)
     dprojected = torch.cat([dstep @ dt_weight, dBs, dCs], dim=2)
     ds += dprojected @ x_proj_weight
