@@ -33,6 +33,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     scaling = commands.add_parser('scaling', parents=[common], help='time and memory over image sizes, with a plot')
     scaling.add_argument('--sides', type=int, nargs='+', default=[256, 512, 1024, 1536, 2048], help='%(default)s')
     scaling.add_argument('--plot', type=Path, default=Path('work_dirs/scaling.png'), help='(default: %(default)s)')
+
+    profile = commands.add_parser('profile', parents=[common], help='where the time of the backbones goes on the CPU')
+    for name, default in (('height', 800), ('width', 1280)):
+        profile.add_argument(f'--{name}', type=int, default=default, help='(default: %(default)s)')
+
+    pooled = commands.add_parser('pooled', parents=[common], help='FastVim-T beside pool=None, with a plot')
+    pooled.add_argument('--sides', type=int, nargs='+', default=[224, 512, 768, 1024], help='%(default)s')
+    pooled.add_argument('--backend', default='auto', help='of the scans (default: %(default)s)')
+    pooled.add_argument('--plot', type=Path, default=Path('work_dirs/pooled.png'), help='(default: %(default)s)')
     return parser.parse_args(argv)
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..compiled.calls import Group, scan, scan_backward
+from ..compiled.calls import Group, scan_backward, scan_chains
 from ..ss2d.routes import Route
 
 
@@ -44,8 +44,8 @@ def forward(u, delta, A, Bs, Cs, Ds, delta_bias, softplus):
     """See `mmvmamba.kernels.selective_scan`; here Bs and Cs are `(B, K, N, L)`."""
     x = _last(u)
     y = torch.empty_like(x)
-    for _, group in _groups(x, _last(delta), A, Bs, Cs, Ds, delta_bias, softplus):
-        scan(group, y, add=False)
+    chains = [[group] for _, group in _groups(x, _last(delta), A, Bs, Cs, Ds, delta_bias, softplus)]
+    scan_chains(chains, [y] * len(chains))
     return y.transpose(1, 2).contiguous()
 
 
@@ -60,7 +60,6 @@ def backward(dy, u, delta, A, Bs, Cs, Ds, delta_bias, softplus):
         per_group.append(dBC)
     states = A.shape[1]
     dBs, dCs = (torch.stack([d[..., part] for d in per_group], 1).mT for part in (slice(states), slice(states, None)))
-    none = torch.empty(0)
-    dD = none if Ds is None else dskip
-    dbias = none if delta_bias is None else dz.sum((0, 1))
+    dD = torch.empty(0) if Ds is None else dskip
+    dbias = torch.empty(0) if delta_bias is None else dz.sum((0, 1))
     return dx.transpose(1, 2), dz.transpose(1, 2), dA, dBs, dCs, dD, dbias

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mmvmamba.kernels import availability, ss2d
 from mmvmamba.kernels.testing import ss2d_inputs
-from mmvmamba.models import VMamba
+from mmvmamba.models import FastVim, VMamba
 from mmvmamba.models.layers import ss2d as ss2d_layer
 
 from .memory import peak_memory
@@ -181,6 +181,78 @@ def scaling(repeat: int, sides: list[int], plot: Path) -> list[dict]:
                     }
                 )
     _plot_scaling(sides, curves, plot)
+    return rows
+
+
+def profile(height: int, width: int, repeat: int) -> list[dict]:
+    """Where the time of VMamba-T and FastVim-T goes on the CPU, batch 1, evaluation: shares of PyTorch's operators.
+
+    Args:
+        height, width: of the image.
+        repeat: profiled runs, after one that is not.
+
+    Returns:
+        A row per operator that takes at least one per cent.
+    """
+    rows = []
+    image = torch.randn(1, 3, height, width)
+    for name, model in {'VMamba-T': VMamba('tiny_s1l8'), 'FastVim-T': FastVim('tiny', out_indices=(23,))}.items():
+        model.eval()
+        with torch.no_grad():
+            model(image)
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+                for _ in range(repeat):
+                    model(image)
+        events = profiler.key_averages()
+        total = sum(event.self_cpu_time_total for event in events)
+        for event in sorted(events, key=lambda event: -event.self_cpu_time_total):
+            share = event.self_cpu_time_total / total
+            if share >= 0.01:
+                milliseconds = event.self_cpu_time_total / 1e3 / repeat
+                row = {'backbone': name, 'operator': event.key, 'ms': f'{milliseconds:.0f}', 'share': f'{share:.1%}'}
+                rows.append(row)
+    return rows
+
+
+def pooled(repeat: int, sides: list[int], backend: str, plot: Path) -> list[dict]:
+    """FastVim-T beside the same network scanning every token (`pool=None`), batch 1, evaluation; saves a plot.
+
+    Args:
+        repeat: measured rounds.
+        sides: of the square images, in pixels.
+        backend: of the scans.
+        plot: picture to write.
+
+    Returns:
+        A row per side.
+    """
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    fast, slow = (FastVim('tiny', pool=pool, backend=backend).eval().to(device) for pool in ('mean', None))
+    rows, ratios = [], []
+    with torch.no_grad():
+        for side in sides:
+            image = torch.randn(1, 3, side, side, device=device)
+            candidates = {'pooled': functools.partial(fast, image), 'unpooled': functools.partial(slow, image)}
+            times = interleaved(candidates, repeat, device)
+            ratios.append(times['unpooled'].p50 / times['pooled'].p50)
+            rows.append(
+                {
+                    'side': side,
+                    'FastVim-T s': f'{times["pooled"].p50:.3f}',
+                    'pool=None s': f'{times["unpooled"].p50:.3f}',
+                    'times faster': f'{ratios[-1]:.2f}',
+                }
+            )
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.6), layout='constrained')
+    axis = figure.subplots()
+    axis.plot(sides, ratios, marker='o')
+    axis.set(xlabel='pixels a side', ylabel='times faster than pool=None', ylim=(0, None))
+    axis.set_title(f'FastVim-T, {backend} backend, {device}, batch 1', fontsize=10)
+    axis.grid(alpha=0.3)
+    plot.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(plot, dpi=110)
     return rows
 
 
