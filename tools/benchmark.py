@@ -34,6 +34,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     scaling.add_argument('--sides', type=int, nargs='+', default=[256, 512, 1024, 1536, 2048], help='%(default)s')
     scaling.add_argument('--plot', type=Path, default=Path('work_dirs/scaling.png'), help='(default: %(default)s)')
 
+    model = commands.add_parser('model', parents=[common], help="configs' backbones beside Swin-T and ResNet-50")
+    model.add_argument('configs', nargs='+', metavar='CONFIG', help='config files')
+    model.add_argument('--sides', type=int, nargs='+', default=[224, 512], help='%(default)s')
+    model.add_argument('--batch', type=int, default=1, help='images at a time (default: %(default)s)')
+    model.add_argument('--train', action='store_true', help='forward and backward instead of inference')
+    model.add_argument('--amp', action='store_true', help='autocast to bfloat16')
+
     profile = commands.add_parser('profile', parents=[common], help='where the time of the backbones goes on the CPU')
     for name, default in (('height', 800), ('width', 1280)):
         profile.add_argument(f'--{name}', type=int, default=default, help='(default: %(default)s)')
@@ -51,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     if threads:
         torch.set_num_threads(threads)
     rows = getattr(benchmark, command)(**arguments)
-    about = machine()
+    about = machine() | {'TF32': str(torch.backends.cuda.matmul.allow_tf32)}
     print(', '.join(f'{key}: {value}' for key, value in about.items()))
     print(f'{command}: ' + ', '.join(f'{key} {value}' for key, value in arguments.items()))
     print(benchmark.markdown(rows))

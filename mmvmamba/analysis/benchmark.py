@@ -184,6 +184,66 @@ def scaling(repeat: int, sides: list[int], plot: Path) -> list[dict]:
     return rows
 
 
+def model(configs: list[str], sides: list[int], batch: int, train: bool, amp: bool, repeat: int) -> list[dict]:
+    """Throughput, latency and peak memory of configs' backbones, beside mmdet's Swin-T and ResNet-50.
+
+    Args:
+        configs: config files.
+        sides: of the square images, in pixels.
+        batch: images at a time.
+        train: time a forward and a backward pass in training mode instead of inference.
+        amp: autocast to bfloat16.
+        repeat: measured rounds.
+
+    Returns:
+        A row per side and backbone.
+    """
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    backbones = {Path(path).stem: _backbone_of(path) for path in configs} | {
+        'Swin-T': swin_t(),
+        'ResNet-50': resnet50(),
+    }
+    rows = []
+    for side in sides:
+        image = torch.randn(batch, 3, side, side, device=device)
+        candidates = {
+            name: functools.partial(_run, backbone.to(device), image, train, amp)
+            for name, backbone in backbones.items()
+        }
+        times = interleaved(candidates, repeat, device)
+        for name, candidate in candidates.items():
+            t, memory = times[name], peak_memory(candidate)
+            rows.append(
+                {
+                    'side': side,
+                    'backbone': name,
+                    'images/s': f'{batch / t.p50:.2f}',
+                    **{f'p{n} ms': f'{getattr(t, f"p{n}") * 1e3:.1f}' for n in (20, 50, 80)},
+                    'peak MiB': f'{memory / 2**20:.0f}',
+                }
+            )
+    return rows
+
+
+def _backbone_of(path: str) -> nn.Module:
+    from mmengine.registry import MODELS, init_default_scope
+
+    from mmvmamba.engine import launch
+
+    cfg = launch.load_config(path)
+    init_default_scope(launch.task_of(cfg))
+    return MODELS.build(cfg.model.backbone)
+
+
+def _run(backbone, image, train, amp):
+    """One inference, or one forward and backward pass."""
+    backbone.train(train)
+    with torch.set_grad_enabled(train), torch.autocast(image.device.type, torch.bfloat16, enabled=amp):
+        outs = backbone(image)
+    if train:
+        sum(out.float().mean() for out in outs).backward()
+
+
 def profile(height: int, width: int, repeat: int) -> list[dict]:
     """Where the time of VMamba-T and FastVim-T goes on the CPU, batch 1, evaluation: shares of PyTorch's operators.
 
