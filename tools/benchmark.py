@@ -28,7 +28,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     kernels.add_argument('--backward', action='store_true', help='time forward and backward together')
 
     cpu = commands.add_parser('cpu', parents=[common], help='VMamba-T on the CPU beside Swin-T and without its scans')
-    cpu.add_argument('--loop', action='store_true', help="also time the reference's loop over positions (minutes)")
+    cpu.add_argument('--loop', action='store_true', help="also time the reference's loop over positions, once")
+    cpu.add_argument('--loop-training', action='store_true', help='also a training step with that loop (minutes)')
 
     scaling = commands.add_parser('scaling', parents=[common], help='time and memory over image sizes, with a plot')
     scaling.add_argument('--sides', type=int, nargs='+', default=[256, 512, 1024, 1536, 2048], help='%(default)s')

@@ -18,6 +18,7 @@ from mmvmamba.registry import register_model
 from ..arguments import check_choice, check_fields, check_image, check_out_indices
 from ..layers.drop_path import DropPath
 from ..layers.layout import ToChannelsFirst, ToChannelsLast
+from ..layers.linear import Linear
 from ..layers.ss2d import SS2D
 from ..layers.ssm_init import SSM_INITS
 from ..pretrained import PretrainedBackbone
@@ -66,8 +67,8 @@ class Mlp(nn.Module):
 
     def __init__(self, channels: int, hidden: int):
         super().__init__()
-        self.fc1 = nn.Linear(channels, hidden)
-        self.fc2 = nn.Linear(hidden, channels)
+        self.fc1 = Linear(channels, hidden)
+        self.fc2 = Linear(hidden, channels)
         for linear in (self.fc1, self.fc2):
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
@@ -78,7 +79,7 @@ class Mlp(nn.Module):
         # On a CPU the hidden layer of a large image costs more in page faults and cache misses than in arithmetic:
         # piece by piece it stays in the cache.
         pixels = x.flatten(0, -2)
-        pieces = pixels.split(max(1, _PIECE // self.fc1.out_features))
+        pieces = pixels.split(max(16, _PIECE // self.fc1.out_features // 16 * 16))  # 16: see kernels/linear.py
         return torch.cat([self.fc2(F.gelu(self.fc1(piece))) for piece in pieces]).view(*x.shape[:-1], -1)
 
 
@@ -109,7 +110,7 @@ class PatchMerging(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.norm = nn.LayerNorm(4 * channels)
-        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
+        self.reduction = Linear(4 * channels, 2 * channels, bias=False)
         nn.init.trunc_normal_(self.reduction.weight, std=0.02)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

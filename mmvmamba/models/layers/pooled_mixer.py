@@ -6,6 +6,7 @@ from torch import nn
 from mmvmamba.kernels import Direction, pooled_scan
 
 from . import ssm_init
+from .linear import Linear
 
 
 class PooledMixer(nn.Module):
@@ -44,7 +45,7 @@ class PooledMixer(nn.Module):
         self.pool = pool
         self.scaling = scaling
         self.backend = backend
-        self.in_proj = nn.Linear(channels, 2 * inner, bias=False)
+        self.in_proj = Linear(channels, 2 * inner, bias=False)
         for suffix in ('', '_b'):
             self.add_module(f'conv1d{suffix}', nn.Conv1d(inner, inner, d_conv, groups=inner))
             self.add_module(f'x_proj{suffix}', nn.Linear(inner, dt_rank + 2 * d_state, bias=False))
@@ -57,7 +58,7 @@ class PooledMixer(nn.Module):
         self.D = nn.Parameter(torch.ones(inner))
         self.D_b = nn.Parameter(torch.ones(inner))
         self.layernorm = nn.LayerNorm(inner) if norm_after_scan else None
-        self.out_proj = nn.Linear(inner, channels, bias=False)
+        self.out_proj = Linear(inner, channels, bias=False)
         with torch.no_grad():  # PyTorch's default is Kaiming uniform with a = sqrt 5
             self.out_proj.weight /= depth**0.5
 

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from mmvmamba.kernels import depthwise_conv_silu, ss2d_norm
 
 from . import ssm_init
+from .linear import Linear
 
 _ROUTES = 4
 
@@ -46,7 +47,7 @@ class SS2D(nn.Module):
         self.gated = gated
         self.routes = routes
         self.backend = backend
-        self.in_proj = nn.Linear(channels, 2 * inner if gated else inner, bias=False)
+        self.in_proj = Linear(channels, 2 * inner if gated else inner, bias=False)
         self.conv2d = None
         if conv_size:
             padding = conv_size // 2
@@ -57,7 +58,7 @@ class SS2D(nn.Module):
         self.A_logs = nn.Parameter(ssm_init.a_logs(init, _ROUTES * inner, d_state))
         self.Ds = nn.Parameter(torch.ones(_ROUTES * inner))
         self.out_norm = nn.LayerNorm(inner)
-        self.out_proj = nn.Linear(inner, channels, bias=False)
+        self.out_proj = Linear(inner, channels, bias=False)
         nn.init.uniform_(self.x_proj_weight, -(inner**-0.5), inner**-0.5)  # PyTorch's default of a linear
         for linear in (self.in_proj, self.out_proj):
             nn.init.trunc_normal_(linear.weight, std=0.02)
