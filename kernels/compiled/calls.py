@@ -1,21 +1,18 @@
-"""From tensors to the compiled scan: packing into channel blocks, choice of the block, threads."""
+"""From tensors to the compiled scan: packing into channel blocks, addresses, gradients that need a last sum."""
 
-import functools
-import logging
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from ..ss2d.routes import Route
-
-_BLOCKS = (32, 48)  # two or three vectors of the widest instructions; 48 divides the usual 96, 192, ...
-_BLOCK_COST = 8  # of a task per position, in channels: what is done once whatever the block's width
-_logger = logging.getLogger('mmvmamba.kernels')
+from . import scan as compiled
+from .threads import run
 
 
 class Group(NamedTuple):
-    """One route over D channels of `x`: what `scan.build` describes, as float32 tensors.
+    """One route over D channels of `x`: contiguous float32 tensors, parameters of any layout.
 
     Attributes:
         x: `(B, L, C)`, of which the channels from `base` on are scanned.
@@ -46,32 +43,9 @@ class Group(NamedTuple):
     ready: torch.Tensor | None = None
 
 
-@functools.cache
-def _functions(block: int):
-    _logger.info(
-        'CPU scan for blocks of %d channels: its first use on a machine compiles for some seconds, then it is cached',
-        block,
-    )
-    from .scan import build
-    from .threads import run
-
-    return tuple(functools.partial(run, *pair) for pair in build(block))
-
-
-def _block(channels: int, batch: int) -> int:
-    """Width of the channel blocks that leaves the busiest thread the least to do."""
-    threads = torch.get_num_threads()
-
-    def cost(block):
-        tasks = batch * math.ceil(channels / block)
-        return math.ceil(tasks / threads) * (block + _BLOCK_COST)
-
-    return min(_BLOCKS, key=cost)
-
-
-def _pack(parameter, block):
+def _pack(parameter):
     """`(D,)` to `(blocks, block)`, `(D, n)` to `(blocks, n, block)`; channels that fill the last block up are 0."""
-    channels = parameter.shape[0]
+    channels, block = parameter.shape[0], compiled.BLOCK
     blocks = math.ceil(channels / block)
     padded = parameter.new_zeros((blocks * block, *parameter.shape[1:]))
     padded[:channels] = parameter.detach()
@@ -85,30 +59,82 @@ def _unpack(packed, channels):
     return flat[:channels]
 
 
-def _arguments(group, block):
-    packed = (_pack(t, block) for t in (group.weight, group.bias, group.A * math.log2(math.e), group.skip))
+def _address(tensor):
+    if tensor.dtype != torch.float32 or not tensor.is_contiguous():
+        raise ValueError(
+            f'the compiled scan got {tensor.dtype} of shape {tuple(tensor.shape)} and strides {tensor.stride()}; '
+            'expected contiguous float32'
+        )
+    return tensor.data_ptr()
+
+
+def _record(group, **written):
+    """The group as a `ROUTE`, and the tensors that must live as long as it is used."""
     ready = group.x if group.ready is None else group.ready
-    arrays = [t.numpy() for t in (group.x, group.projected, ready)]
-    channels = group.bias.shape[0]
-    return [
-        *arrays,
-        group.k,
-        *(t.numpy() for t in packed),
-        group.softplus,
-        group.base,
-        channels,
-        *map(int, group.grid),
-        *group.route,
-    ]
+    tensors = dict(x=group.x, projected=group.projected, ready=ready, **written)
+    for name, parameter in (
+        ('weight', group.weight),
+        ('bias', group.bias),
+        ('decay', group.A * math.log2(math.e)),
+        ('skip', group.skip),
+    ):
+        tensors[name] = _pack(parameter)
+    height, width = group.grid
+    record = np.zeros((), compiled.ROUTE)
+    for name, tensor in tensors.items():
+        record[name] = _address(tensor)
+    for name, number in (
+        ('length', group.x.shape[1]),
+        ('total', group.x.shape[2]),
+        ('routes', group.projected.shape[2]),
+        ('k', group.k),
+        ('rank', group.weight.shape[1]),
+        ('states', group.A.shape[1]),
+        ('base', group.base),
+        ('channels', group.bias.shape[0]),
+        ('softplus', group.softplus),
+        ('height', height),
+        ('width', width),
+        *group.route._asdict().items(),
+    ):
+        record[name] = number
+    return record, tensors
 
 
-def scan(group: Group, y: torch.Tensor, add: bool) -> None:
-    """Write, or with `add` add, the scan of a group to `y (B, L, C)`."""
-    batch, channels = group.x.shape[0], group.bias.shape[0]
-    block = _block(channels, batch)
-    forward, _ = _functions(block)
-    arguments = (*_arguments(group, block), y.numpy(), add)
-    forward(arguments, batch * math.ceil(channels / block))
+def _run(function, records, batch, channels):
+    """Run records `(chains, links)`."""
+    blocks = math.ceil(channels / compiled.BLOCK)
+    job = np.array((0, records.ctypes.data, *records.shape, batch, blocks), compiled.JOB)
+    run(function, job.ctypes.data, len(records) * batch * blocks)
+
+
+def busiest(batch: int, channels: int, chains: int = 1) -> int:
+    """Tasks that the busiest thread gets when as many chains as this are scanned."""
+    return math.ceil(batch * math.ceil(channels / compiled.BLOCK) * chains / torch.get_num_threads())
+
+
+def scan_chains(chains: list[list[Group]], outputs: list[torch.Tensor]) -> None:
+    """Scan chains of groups; each chain's groups, run one after the other, are summed into its output.
+
+    Args:
+        chains: all of the same length, batch, number of channels, rank and states. They run in parallel, so no two
+            may write to the same channels of the same output.
+        outputs: `(B, L, C)` for each chain, of which the groups' channels are written.
+    """
+    records = np.zeros((len(chains), len(chains[0])), compiled.ROUTE)
+    alive = []
+    for i, (chain, y) in enumerate(zip(chains, outputs, strict=True)):
+        for j, group in enumerate(chain):
+            records[i, j], tensors = _record(group, y=y)
+            records[i, j]['add'] = j > 0
+            alive.append(tensors)
+    first = chains[0][0]
+    _run(compiled.forward(), records, first.x.shape[0], first.bias.shape[0])
+
+
+def scan(group: Group, y: torch.Tensor) -> None:
+    """Write the scan of a group to `y (B, L, C)`."""
+    scan_chains([[group]], [y])
 
 
 def scan_backward(group: Group, dy, dx, dz, add: bool):
@@ -124,14 +150,12 @@ def scan_backward(group: Group, dy, dx, dz, add: bool):
     Returns:
         dBC `(B, L, 2N)`, dA `(D, N)`, dskip `(D,)`.
     """
-    (batch, length, _), (channels, states) = group.x.shape, group.A.shape
-    block = _block(channels, batch)
+    (batch, length, _), (channels, states), block = group.x.shape, group.A.shape, compiled.BLOCK
     blocks = math.ceil(channels / block)
-    _, backward = _functions(block)
     dBC = torch.empty(blocks, batch, length, 2 * states)
-    dA = torch.empty(batch, blocks, states, block)
+    ddecay = torch.empty(batch, blocks, states, block)
     dskip = torch.empty(batch, blocks, block)
-    written = [t.numpy() for t in (dz, dBC, dA, dskip)]
-    arguments = (dy.numpy(), *_arguments(group, block), dx.numpy(), add, *written)
-    backward(arguments, batch * blocks)
-    return dBC.sum(0), _unpack(dA.sum(0), channels), _unpack(dskip.sum(0), channels)
+    record, _alive = _record(group, dy=dy, dx=dx, dz=dz, dBC=dBC, ddecay=ddecay, dskip=dskip)
+    record['add'] = add
+    _run(compiled.backward(), record[None, None], batch, channels)
+    return dBC.sum(0), _unpack(ddecay.sum(0), channels), _unpack(dskip.sum(0), channels)

@@ -5,24 +5,61 @@ Everything compiled is in this file because numba's disk cache only notices chan
 A task is one sequence (an image of a batch) and one block of channels. It walks the sequence in tiles of positions that
 stay in the first-level cache, lanes are channels, and no two tasks write the same place, so results do not depend on
 which thread ran what.
+
+The width of a block is a constant of the file and the functions are plain ones of the module: a closure over other
+compiled functions has a new identity in every process, and the disk cache would never find it again.
 """
 
 import functools
+import logging
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import carray, cfunc, from_dtype, njit, types
+from numba.core import event
 from numba.extending import intrinsic
 
 TILE = 16
 """Positions that are worked on together; also the distance of the states that the backward pass keeps."""
 
+BLOCK = 48
+"""Channels of a task: three of the widest vectors, and a divisor of the usual 96, 192, ..."""
+
+ROUTE = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            *('x', 'projected', 'ready', 'weight', 'bias', 'decay', 'skip', 'y', 'add'),
+            *('length', 'total', 'routes', 'k', 'rank', 'states', 'base', 'channels', 'softplus'),
+            *('height', 'width', 'by_column', 'reverse', 'keep_order'),
+            *('dy', 'dx', 'dz', 'dBC', 'ddecay', 'dskip'),
+        )
+    ]
+)
+"""One walk over a batch of sequences, as the compiled functions read it: addresses of contiguous float32, sizes, flags.
+
+    x, ready, y, dy, dx, dz (B, length, total)      the channels from `base` to `base + channels` are scanned
+    projected (B, length, routes, rank + 2 states)  of which group `k` is used
+    weight (blocks, rank, BLOCK)                    with rank 0 the time step before its bias comes from `ready`
+    bias, skip (blocks, BLOCK), decay (blocks, states, BLOCK)       decay: A times log2 e
+    dBC (blocks, B, length, 2 states), ddecay (B, blocks, states, BLOCK), dskip (B, blocks, BLOCK)
+    add: add to y (backward: to dx) instead of writing it
+"""
+
+JOB = np.dtype([(name, np.int64) for name in ('next', 'routes', 'chains', 'links', 'batch', 'blocks')])
+"""`chains * links` records at the address `routes`; `next` is the first task that no thread has taken.
+
+A task is a chain, a sequence and a block of channels. It runs the chain's links one after the other, so only links of
+the same chain may write to the same place.
+"""
+
+_logger = logging.getLogger('mmvmamba.kernels')
 _f32 = np.float32
 _LOG2E = _f32(1.4426950408889634)
 _LN2 = _f32(0.6931471805599453)
 _ROUND = _f32(12582912.0)  # 1.5 * 2**23: adding it rounds to an integer, held in the lowest bits of the sum
 
-_COMPILE = dict(nogil=True, cache=True, error_model='numpy')
+_COMPILE = dict(cache=True, error_model='numpy')
 _EXACT = dict(_COMPILE, fastmath={'contract', 'nnan', 'nsz'})
 _SUMS = dict(_COMPILE, fastmath={'contract', 'nnan', 'nsz', 'reassoc'})  # lets sums over channels be vectorised
 
@@ -45,6 +82,39 @@ def _from_bits(typingctx, x):
         return builder.bitcast(arguments[0], ir.FloatType())
 
     return types.float32(types.int32), codegen
+
+
+@intrinsic
+def _floats(typingctx, address):
+    """An address as a pointer to float32."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], ir.FloatType().as_pointer())
+
+    return types.CPointer(types.float32)(types.int64), codegen
+
+
+@intrinsic
+def _records(typingctx, address):
+    """An address as a pointer to records of `ROUTE`."""
+    record = from_dtype(ROUTE)
+
+    def codegen(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(record)(types.int64), codegen
+
+
+@intrinsic
+def _take(typingctx, job):
+    """The next task of a job: its first number, fetched and raised in one step."""
+
+    def codegen(context, builder, signature, arguments):
+        number = ir.IntType(64)
+        first = builder.bitcast(arguments[0], number.as_pointer())
+        return builder.atomic_rmw('add', first, number(1), 'monotonic')
+
+    return types.int64(job), codegen
 
 
 def _constants(*values):
@@ -104,290 +174,344 @@ def _pixel(t, length, height, width, by_column, reverse):
     return (t % height) * width + t // height if by_column else t
 
 
-@functools.cache
-def build(block: int):
-    """Functions for channel blocks of `block`, a constant to the compiler: the forward and the backward pass.
+@njit(**_EXACT)
+def _tile_of_zeros():
+    return np.zeros((TILE, BLOCK), _f32)
 
-    They scan the channels `base` to `base + channels` of `x (B, L, C)` along one route and take, contiguous float32:
-    `projected (B, L, K, R + 2N)`, of which group `k` is used, `weight (blocks, R, block)`, `bias (blocks, block)`,
-    `decay (blocks, N, block)` (A times log2 e), `skip (blocks, block)`; with R = 0 the time step before its bias comes
-    from `ready (B, L, C)`. They do the tasks from `first` to before `last`: task i is sequence `i // blocks` and
-    channel block `i % blocks`.
-    """
 
-    @njit(**_EXACT)
-    def tile_of_zeros():
-        return np.zeros((TILE, block), _f32)
+@njit(**_EXACT)
+def _project(dts, weight, bias, z):
+    """z = bias + dts @ weight for a tile, four positions at a time so that a weight is loaded once for four."""
+    for t in range(0, TILE, 4):
+        for d in range(BLOCK):
+            z[t, d] = bias[d]
+            z[t + 1, d] = bias[d]
+            z[t + 2, d] = bias[d]
+            z[t + 3, d] = bias[d]
+        for r in range(weight.shape[0]):
+            a0, a1, a2, a3 = dts[t, r], dts[t + 1, r], dts[t + 2, r], dts[t + 3, r]
+            for d in range(BLOCK):
+                w = weight[r, d]
+                z[t, d] += a0 * w
+                z[t + 1, d] += a1 * w
+                z[t + 2, d] += a2 * w
+                z[t + 3, d] += a3 * w
 
-    @njit(**_EXACT)
-    def project(dts, weight, bias, z):
-        """z = bias + dts @ weight for a tile, four positions at a time so that a weight is loaded once for four."""
-        for t in range(0, TILE, 4):
-            for d in range(block):
-                z[t, d] = bias[d]
-                z[t + 1, d] = bias[d]
-                z[t + 2, d] = bias[d]
-                z[t + 3, d] = bias[d]
-            for r in range(weight.shape[0]):
-                a0, a1, a2, a3 = dts[t, r], dts[t + 1, r], dts[t + 2, r], dts[t + 3, r]
-                for d in range(block):
-                    w = weight[r, d]
-                    z[t, d] += a0 * w
-                    z[t + 1, d] += a1 * w
-                    z[t + 2, d] += a2 * w
-                    z[t + 3, d] += a3 * w
 
-    @njit(**_EXACT)
-    def read(tensor, b, pixels, n, c0, size, tile):
-        """Copy the rows of a tile; slices instead of indices c0 + d, which would cost a check for negative ones."""
-        for i in range(n):
-            row = tensor[b, pixels[i], c0 : c0 + size]
+@njit(**_EXACT)
+def _read(tensor, b, pixels, n, c0, size, tile):
+    """Copy the rows of a tile; slices instead of indices c0 + d, which would cost a check for negative ones."""
+    for i in range(n):
+        row = tensor[b, pixels[i], c0 : c0 + size]
+        for d in range(size):
+            tile[i, d] = row[d]
+
+
+@njit(**_EXACT)
+def _write(tile, tensor, b, pixels, n, c0, size, add):
+    """The inverse of `read`; with `add`, add to what the tensor holds."""
+    for i in range(n):
+        row = tensor[b, pixels[i], c0 : c0 + size]
+        if add:
             for d in range(size):
-                tile[i, d] = row[d]
+                row[d] += tile[i, d]
+        else:
+            for d in range(size):
+                row[d] = tile[i, d]
 
-    @njit(**_EXACT)
-    def write(tile, tensor, b, pixels, n, c0, size, add):
-        """The inverse of `read`; with `add`, add to what the tensor holds."""
+
+@njit(**_EXACT)
+def _read_projected(projected, b, k, pixels, n, dts, BC):
+    """The low-rank time steps and the B and C of a tile."""
+    rank = dts.shape[1]
+    for i in range(n):
+        row = projected[b, pixels[i], k]
+        for r in range(rank):
+            dts[i, r] = row[r]
+        for j in range(BC.shape[1]):
+            BC[i, j] = row[rank + j]
+
+
+@njit(**_EXACT)
+def _step_sizes(ready, dts, weight, bias, softplus, b, pixels, n, c0, size, u):
+    """The time steps of a tile."""
+    _project(dts, weight, bias, u)
+    if dts.shape[1] == 0:
         for i in range(n):
-            row = tensor[b, pixels[i], c0 : c0 + size]
-            if add:
-                for d in range(size):
-                    row[d] += tile[i, d]
-            else:
-                for d in range(size):
-                    row[d] = tile[i, d]
-
-    @njit(**_EXACT)
-    def read_projected(projected, b, k, pixels, n, dts, BC):
-        """The low-rank time steps and the B and C of a tile."""
-        rank = dts.shape[1]
+            row = ready[b, pixels[i], c0 : c0 + size]
+            for d in range(size):
+                u[i, d] += row[d]
+    if softplus:
         for i in range(n):
-            row = projected[b, pixels[i], k]
-            for r in range(rank):
-                dts[i, r] = row[r]
-            for j in range(BC.shape[1]):
-                BC[i, j] = row[rank + j]
+            for d in range(BLOCK):
+                u[i, d] = _softplus(u[i, d])
 
-    @njit(**_EXACT)
-    def step_sizes(ready, dts, weight, bias, softplus, b, pixels, n, c0, size, u):
-        """The time steps of a tile."""
-        project(dts, weight, bias, u)
-        if dts.shape[1] == 0:
+
+@njit(**_EXACT)
+def _walk(pixels, t0, n, length, height, width, by_column, reverse):
+    """Where the positions of a tile lie in the grid."""
+    for i in range(n):
+        pixels[i] = _pixel(t0 + i, length, height, width, by_column, reverse)
+
+
+@njit(**_EXACT)
+def _decays(decay, u, n, a):
+    """exp(delta A) of a tile and one state."""
+    for i in range(n):
+        for d in range(BLOCK):
+            a[i, d] = _exp2(decay[d] * u[i, d])
+
+
+@njit(**_EXACT)
+def _advance(u, xt, BC, decay, skip, n, h, a, yt):
+    """The recurrence over a tile: updates the states h and writes yt."""
+    states = h.shape[0]
+    for s in range(states):
+        _decays(decay[s], u, n, a)
+        if s == 0:
             for i in range(n):
-                row = ready[b, pixels[i], c0 : c0 + size]
-                for d in range(size):
-                    u[i, d] += row[d]
-        if softplus:
+                B, C = BC[i, s], BC[i, states + s]
+                for d in range(BLOCK):
+                    state = a[i, d] * h[s, d] + u[i, d] * B * xt[i, d]
+                    h[s, d] = state
+                    yt[i, d] = skip[d] * xt[i, d] + C * state
+        else:
             for i in range(n):
-                for d in range(block):
-                    u[i, d] = _softplus(u[i, d])
+                B, C = BC[i, s], BC[i, states + s]
+                for d in range(BLOCK):
+                    state = a[i, d] * h[s, d] + u[i, d] * B * xt[i, d]
+                    h[s, d] = state
+                    yt[i, d] += C * state
 
-    @njit(**_EXACT)
-    def walk(pixels, t0, n, length, height, width, by_column, reverse):
-        """Where the positions of a tile lie in the grid."""
-        for i in range(n):
-            pixels[i] = _pixel(t0 + i, length, height, width, by_column, reverse)
 
-    @njit(**_EXACT)
-    def decays(decay, u, n, a):
-        """exp(delta A) of a tile and one state."""
-        for i in range(n):
-            for d in range(block):
-                a[i, d] = _exp2(decay[d] * u[i, d])
-
-    @njit(**_EXACT)
-    def advance(u, xt, BC, decay, skip, n, h, a, yt):
-        """The recurrence over a tile: updates the states h and writes yt."""
-        states = h.shape[0]
-        for s in range(states):
-            decays(decay[s], u, n, a)
-            if s == 0:
-                for i in range(n):
-                    B, C = BC[i, s], BC[i, states + s]
-                    for d in range(block):
-                        state = a[i, d] * h[s, d] + u[i, d] * B * xt[i, d]
-                        h[s, d] = state
-                        yt[i, d] = skip[d] * xt[i, d] + C * state
-            else:
-                for i in range(n):
-                    B, C = BC[i, s], BC[i, states + s]
-                    for d in range(block):
-                        state = a[i, d] * h[s, d] + u[i, d] * B * xt[i, d]
-                        h[s, d] = state
-                        yt[i, d] += C * state
-
-    @njit(**_EXACT)
-    def forward(x, projected, ready, k, weight, bias, decay, skip, softplus, base, channels, height, width, by_column,
-                reverse, keep_order, y, add, first, last):  # fmt: skip
-        """Write `y (B, L, C)`; with `add`, add to what it holds."""
-        length = x.shape[1]
-        blocks, rank, _ = weight.shape
-        states = decay.shape[1]
-        u, xt, yt, a = tile_of_zeros(), tile_of_zeros(), tile_of_zeros(), tile_of_zeros()
-        dts, BC = np.zeros((TILE, rank), _f32), np.zeros((TILE, 2 * states), _f32)
-        h = np.zeros((states, block), _f32)
-        pixels = np.zeros(TILE, np.int64)
-        for task in range(first, last):
-            b, blk = task // blocks, task % blocks
-            c0 = base + blk * block
-            size = min(block, channels - blk * block)
+@njit(**_EXACT)
+def _forward(job):
+    """Write `y`."""
+    record = carray(job, 1)[0]
+    routes = carray(_records(record.routes), (record.chains, record.links))
+    batch, blocks = record.batch, record.blocks
+    rank, states = routes[0, 0].rank, routes[0, 0].states
+    u, xt, yt, a = _tile_of_zeros(), _tile_of_zeros(), _tile_of_zeros(), _tile_of_zeros()
+    dts, BC = np.zeros((TILE, rank), _f32), np.zeros((TILE, 2 * states), _f32)
+    h = np.zeros((states, BLOCK), _f32)
+    pixels = np.zeros(TILE, np.int64)
+    while True:
+        task = _take(job)
+        if task >= routes.shape[0] * batch * blocks:
+            return
+        b, blk = task // blocks % batch, task % blocks
+        for link in range(routes.shape[1]):
+            route = routes[task // (blocks * batch), link]
+            tokens = (batch, route.length, route.total)
+            x, y = carray(_floats(route.x), tokens), carray(_floats(route.y), tokens)
+            ready = carray(_floats(route.ready), tokens)
+            projected = carray(_floats(route.projected), (batch, route.length, route.routes, rank + 2 * states))
+            weight = carray(_floats(route.weight), (blocks, rank, BLOCK))[blk]
+            bias = carray(_floats(route.bias), (blocks, BLOCK))[blk]
+            decay = carray(_floats(route.decay), (blocks, states, BLOCK))[blk]
+            skip = carray(_floats(route.skip), (blocks, BLOCK))[blk]
+            length, height, width, by_column = route.length, route.height, route.width, route.by_column
+            c0 = route.base + blk * BLOCK
+            size = min(BLOCK, route.channels - blk * BLOCK)
             h[:] = _ZERO
             for t0 in range(0, length, TILE):
                 n = min(TILE, length - t0)
-                walk(pixels, t0, n, length, height, width, by_column, reverse)
-                read(x, b, pixels, n, c0, size, xt)
-                read_projected(projected, b, k, pixels, n, dts, BC)
-                step_sizes(ready, dts, weight[blk], bias[blk], softplus, b, pixels, n, c0, size, u)
-                advance(u, xt, BC, decay[blk], skip[blk], n, h, a, yt)
-                if keep_order:
-                    walk(pixels, t0, n, length, height, width, by_column, False)
-                write(yt, y, b, pixels, n, c0, size, add)
+                _walk(pixels, t0, n, length, height, width, by_column, route.reverse)
+                _read(x, b, pixels, n, c0, size, xt)
+                _read_projected(projected, b, route.k, pixels, n, dts, BC)
+                _step_sizes(ready, dts, weight, bias, route.softplus, b, pixels, n, c0, size, u)
+                _advance(u, xt, BC, decay, skip, n, h, a, yt)
+                if route.keep_order:
+                    _walk(pixels, t0, n, length, height, width, by_column, 0)
+                _write(yt, y, b, pixels, n, c0, size, route.add)
 
-    @njit(**_EXACT)
-    def replay(u, xt, BC, s, a, n, h, old):
-        """The recurrence of state s over a tile, keeping the state before each position."""
-        for i in range(n):
-            B = BC[i, s]
-            for d in range(block):
-                old[i, d] = h[d]
-                h[d] = a[i, d] * h[d] + u[i, d] * B * xt[i, d]
 
-    @njit(**_EXACT)
-    def reverse_states(g, BC, c, a, n, dh, grad):
-        """Gradients of a state from the tile's end to its start: `grad` of it, `dh` what goes on to earlier tiles."""
-        for i in range(n - 1, -1, -1):
-            C = BC[i, c]
-            for d in range(block):
-                grad[i, d] = dh[d] + g[i, d] * C
-                dh[d] = a[i, d] * grad[i, d]
+@njit(**_EXACT)
+def _replay(u, xt, BC, s, a, n, h, old):
+    """The recurrence of state s over a tile, keeping the state before each position."""
+    for i in range(n):
+        B = BC[i, s]
+        for d in range(BLOCK):
+            old[i, d] = h[d]
+            h[d] = a[i, d] * h[d] + u[i, d] * B * xt[i, d]
 
-    @njit(**_SUMS)
-    def gather(u, xt, g, BC, s, decay, a, old, grad, n, dA, dstep, drow, dBC):
-        """From the gradient of a state to those of all that made it; sums over channels for B and C.
 
-        Several small loops: one with as many arrays is more than the compiler will check for overlap, and not
-        vectorised. Afterwards `old` holds what was kept of the state before.
-        """
-        states = BC.shape[1] // 2
-        for i in range(n):
-            B = BC[i, s]
-            for d in range(block):
-                old[i, d] *= a[i, d]
-            dB, dC = _ZERO, _ZERO
-            for d in range(block):
-                added = u[i, d] * xt[i, d]
-                dC += g[i, d] * (old[i, d] + added * B)
-                dB += grad[i, d] * added
-            dBC[i, s] = dB
-            dBC[i, states + s] = dC
-            for d in range(block):
-                dA[d] += grad[i, d] * old[i, d] * u[i, d]
-            for d in range(block):
-                dstep[i, d] += grad[i, d] * (B * xt[i, d] + old[i, d] * decay[d] * _LN2)
-            for d in range(block):
-                drow[i, d] += grad[i, d] * B * u[i, d]
+@njit(**_EXACT)
+def _reverse_states(g, BC, c, a, n, dh, grad):
+    """Gradients of a state from the tile's end to its start: `grad` of it, `dh` what goes on to earlier tiles."""
+    for i in range(n - 1, -1, -1):
+        C = BC[i, c]
+        for d in range(BLOCK):
+            grad[i, d] = dh[d] + g[i, d] * C
+            dh[d] = a[i, d] * grad[i, d]
 
-    @njit(**_EXACT)
-    def skipped(g, xt, skip, n, dD, drow):
-        """Gradients through the skip connection."""
-        for i in range(n):
-            for d in range(block):
-                dD[d] += g[i, d] * xt[i, d]
-            for d in range(block):
-                drow[i, d] = skip[d] * g[i, d]
 
-    @njit(**_EXACT)
-    def slope(u, n, dstep):
-        """Through softplus."""
-        for i in range(n):
-            for d in range(block):
-                dstep[i, d] *= _softplus_slope(u[i, d])
+@njit(**_SUMS)
+def _gather(u, xt, g, BC, s, decay, a, old, grad, n, dA, dstep, drow, dBC):
+    """From the gradient of a state to those of all that made it; sums over channels for B and C.
 
-    @njit(**_EXACT)
-    def backward(dy, x, projected, ready, k, weight, bias, decay, skip, softplus, base, channels, height, width,
-                 by_column, reverse, keep_order, dx, add, dz, dBC, ddecay, dskip, first, last):  # fmt: skip
-        """Write the gradients of one route.
+    Several small loops: one with as many arrays is more than the compiler will check for overlap, and not
+    vectorised. Afterwards `old` holds what was kept of the state before.
+    """
+    states = BC.shape[1] // 2
+    for i in range(n):
+        B = BC[i, s]
+        for d in range(BLOCK):
+            old[i, d] *= a[i, d]
+        dB, dC = _ZERO, _ZERO
+        for d in range(BLOCK):
+            added = u[i, d] * xt[i, d]
+            dC += g[i, d] * (old[i, d] + added * B)
+            dB += grad[i, d] * added
+        dBC[i, s] = dB
+        dBC[i, states + s] = dC
+        for d in range(BLOCK):
+            dA[d] += grad[i, d] * old[i, d] * u[i, d]
+        for d in range(BLOCK):
+            dstep[i, d] += grad[i, d] * (B * xt[i, d] + old[i, d] * decay[d] * _LN2)
+        for d in range(BLOCK):
+            drow[i, d] += grad[i, d] * B * u[i, d]
 
-        `dx (B, L, C)` (with `add`: add to it), `dz (B, L, C)` of the time step before softplus, `dBC (blocks, B, L,
-        2N)`, `ddecay (B, blocks, N, block)` of A, `dskip (B, blocks, block)`. Until a tile is done, dz holds its time
-        steps, so that the walk back need not compute them again.
-        """
-        length = x.shape[1]
-        blocks, rank, _ = weight.shape
-        states = decay.shape[1]
-        tiles = (length + TILE - 1) // TILE
-        starts = np.zeros((tiles, states, block), _f32)
-        u, xt, g, a = tile_of_zeros(), tile_of_zeros(), tile_of_zeros(), tile_of_zeros()
-        old, grad, dstep, drow = tile_of_zeros(), tile_of_zeros(), tile_of_zeros(), tile_of_zeros()
-        dts, BC, dBCt = (
-            np.zeros((TILE, rank), _f32),
-            np.zeros((TILE, 2 * states), _f32),
-            np.zeros((TILE, 2 * states), _f32),
-        )
-        h, dh = np.zeros((states, block), _f32), np.zeros((states, block), _f32)
-        pixels = np.zeros(TILE, np.int64)
-        for task in range(first, last):
-            b, blk = task // blocks, task % blocks
-            c0 = base + blk * block
-            size = min(block, channels - blk * block)
-            h[:] = _ZERO
-            for tile in range(tiles):
-                t0 = tile * TILE
-                n = min(TILE, length - t0)
-                starts[tile] = h
-                walk(pixels, t0, n, length, height, width, by_column, reverse)
-                read(x, b, pixels, n, c0, size, xt)
-                read_projected(projected, b, k, pixels, n, dts, BC)
-                step_sizes(ready, dts, weight[blk], bias[blk], softplus, b, pixels, n, c0, size, u)
-                write(u, dz, b, pixels, n, c0, size, False)
-                for s in range(states):
-                    decays(decay[blk, s], u, n, a)
-                    replay(u, xt, BC, s, a, n, h[s], old)
-            dA, dD = ddecay[b, blk], dskip[b, blk]
-            dh[:], dA[:], dD[:] = _ZERO, _ZERO, _ZERO
-            xt[:], u[:], g[:] = _ZERO, _ZERO, _ZERO
-            for tile in range(tiles - 1, -1, -1):
-                t0 = tile * TILE
-                n = min(TILE, length - t0)
-                if keep_order:
-                    walk(pixels, t0, n, length, height, width, by_column, False)
-                    read(dy, b, pixels, n, c0, size, g)
-                walk(pixels, t0, n, length, height, width, by_column, reverse)
-                if not keep_order:
-                    read(dy, b, pixels, n, c0, size, g)
-                read(x, b, pixels, n, c0, size, xt)
-                read(dz, b, pixels, n, c0, size, u)
-                read_projected(projected, b, k, pixels, n, dts, BC)
-                skipped(g, xt, skip[blk], n, dD, drow)
-                dstep[:] = _ZERO
-                for s in range(states):
-                    decays(decay[blk, s], u, n, a)
-                    replay(u, xt, BC, s, a, n, starts[tile, s], old)
-                    reverse_states(g, BC, states + s, a, n, dh[s], grad)
-                    gather(u, xt, g, BC, s, decay[blk, s], a, old, grad, n, dA[s], dstep, drow, dBCt)
-                if softplus:
-                    slope(u, n, dstep)
-                write(dstep, dz, b, pixels, n, c0, size, False)
-                write(drow, dx, b, pixels, n, c0, size, add)
-                for i in range(n):
-                    for j in range(2 * states):
-                        dBC[blk, b, pixels[i], j] = dBCt[i, j]
 
-    @njit(parallel=True, **_COMPILE)
-    def forward_parallel(x, projected, ready, k, weight, bias, decay, skip, softplus, base, channels, height, width,
-                         by_column, reverse, keep_order, y, add, tasks, threads):  # fmt: skip
-        for i in prange(threads):
-            forward(x, projected, ready, k, weight, bias, decay, skip, softplus, base, channels, height, width,
-                    by_column, reverse, keep_order, y, add,
-                    tasks * i // threads, tasks * (i + 1) // threads)  # fmt: skip
+@njit(**_EXACT)
+def _skipped(g, xt, skip, n, dD, drow):
+    """Gradients through the skip connection."""
+    for i in range(n):
+        for d in range(BLOCK):
+            dD[d] += g[i, d] * xt[i, d]
+        for d in range(BLOCK):
+            drow[i, d] = skip[d] * g[i, d]
 
-    @njit(parallel=True, **_COMPILE)
-    def backward_parallel(dy, x, projected, ready, k, weight, bias, decay, skip, softplus, base, channels, height,
-                          width, by_column, reverse, keep_order, dx, add, dz, dBC, ddecay, dskip,
-                     tasks, threads):  # fmt: skip
-        for i in prange(threads):
-            backward(dy, x, projected, ready, k, weight, bias, decay, skip, softplus, base, channels, height, width,
-                     by_column, reverse, keep_order, dx, add, dz, dBC, ddecay, dskip,
-                     tasks * i // threads, tasks * (i + 1) // threads)  # fmt: skip
 
-    return (forward, forward_parallel), (backward, backward_parallel)
+@njit(**_EXACT)
+def _slope(u, n, dstep):
+    """Through softplus."""
+    for i in range(n):
+        for d in range(BLOCK):
+            dstep[i, d] *= _softplus_slope(u[i, d])
+
+
+@njit(**_EXACT)
+def _backward(job):
+    """Write `dx`, `dz` (of the time step before softplus), `dBC`, `ddecay` (of A), `dskip`; of one chain of one link.
+
+    Until a tile is done, dz holds its time steps, so that the walk back need not compute them again.
+    """
+    record = carray(job, 1)[0]
+    route = carray(_records(record.routes), 1)[0]
+    batch, blocks = record.batch, record.blocks
+    rank, states, length = route.rank, route.states, route.length
+    tokens = (batch, length, route.total)
+    x, ready, dy = (
+        carray(_floats(route.x), tokens),
+        carray(_floats(route.ready), tokens),
+        carray(_floats(route.dy), tokens),
+    )
+    dx, dz = carray(_floats(route.dx), tokens), carray(_floats(route.dz), tokens)
+    projected = carray(_floats(route.projected), (batch, length, route.routes, rank + 2 * states))
+    weight = carray(_floats(route.weight), (blocks, rank, BLOCK))
+    bias = carray(_floats(route.bias), (blocks, BLOCK))
+    decay = carray(_floats(route.decay), (blocks, states, BLOCK))
+    skip = carray(_floats(route.skip), (blocks, BLOCK))
+    dBC = carray(_floats(route.dBC), (blocks, batch, length, 2 * states))
+    ddecay = carray(_floats(route.ddecay), (batch, blocks, states, BLOCK))
+    dskip = carray(_floats(route.dskip), (batch, blocks, BLOCK))
+    height, width, by_column, reverse = route.height, route.width, route.by_column, route.reverse
+    k, base, channels, softplus, keep_order = route.k, route.base, route.channels, route.softplus, route.keep_order
+    tiles = (length + TILE - 1) // TILE
+    starts = np.zeros((tiles, states, BLOCK), _f32)
+    u, xt, g, a = _tile_of_zeros(), _tile_of_zeros(), _tile_of_zeros(), _tile_of_zeros()
+    old, grad, dstep, drow = _tile_of_zeros(), _tile_of_zeros(), _tile_of_zeros(), _tile_of_zeros()
+    dts, BC, dBCt = np.zeros((TILE, rank), _f32), np.zeros((TILE, 2 * states), _f32), np.zeros((TILE, 2 * states), _f32)
+    h, dh = np.zeros((states, BLOCK), _f32), np.zeros((states, BLOCK), _f32)
+    pixels = np.zeros(TILE, np.int64)
+    while True:
+        task = _take(job)
+        if task >= batch * blocks:
+            return
+        b, blk = task // blocks, task % blocks
+        c0 = base + blk * BLOCK
+        size = min(BLOCK, channels - blk * BLOCK)
+        h[:], xt[:] = _ZERO, _ZERO  # the lanes that fill a block up must not hold what another task has read
+        for tile in range(tiles):
+            t0 = tile * TILE
+            n = min(TILE, length - t0)
+            starts[tile] = h
+            _walk(pixels, t0, n, length, height, width, by_column, reverse)
+            _read(x, b, pixels, n, c0, size, xt)
+            _read_projected(projected, b, k, pixels, n, dts, BC)
+            _step_sizes(ready, dts, weight[blk], bias[blk], softplus, b, pixels, n, c0, size, u)
+            _write(u, dz, b, pixels, n, c0, size, 0)
+            for s in range(states):
+                _decays(decay[blk, s], u, n, a)
+                _replay(u, xt, BC, s, a, n, h[s], old)
+        dA, dD = ddecay[b, blk], dskip[b, blk]
+        dh[:], dA[:], dD[:] = _ZERO, _ZERO, _ZERO
+        xt[:], u[:], g[:] = _ZERO, _ZERO, _ZERO
+        for tile in range(tiles - 1, -1, -1):
+            t0 = tile * TILE
+            n = min(TILE, length - t0)
+            if keep_order:
+                _walk(pixels, t0, n, length, height, width, by_column, 0)
+                _read(dy, b, pixels, n, c0, size, g)
+            _walk(pixels, t0, n, length, height, width, by_column, reverse)
+            if not keep_order:
+                _read(dy, b, pixels, n, c0, size, g)
+            _read(x, b, pixels, n, c0, size, xt)
+            _read(dz, b, pixels, n, c0, size, u)
+            _read_projected(projected, b, k, pixels, n, dts, BC)
+            _skipped(g, xt, skip[blk], n, dD, drow)
+            dstep[:] = _ZERO
+            for s in range(states):
+                _decays(decay[blk, s], u, n, a)
+                _replay(u, xt, BC, s, a, n, starts[tile, s], old)
+                _reverse_states(g, BC, states + s, a, n, dh[s], grad)
+                _gather(u, xt, g, BC, s, decay[blk, s], a, old, grad, n, dA[s], dstep, drow, dBCt)
+            if softplus:
+                _slope(u, n, dstep)
+            _write(dstep, dz, b, pixels, n, c0, size, 0)
+            _write(drow, dx, b, pixels, n, c0, size, route.add)
+            for i in range(n):
+                for j in range(2 * states):
+                    dBC[blk, b, pixels[i], j] = dBCt[i, j]
+
+
+class _Announcement(event.Listener):
+    """Says once that a function is being compiled, which can be neither heard nor seen otherwise."""
+
+    def __init__(self, name):
+        self._message = f'CPU scan: compiling its {name} pass, some seconds, once on this machine'
+
+    def on_start(self, event):
+        if self._message:
+            _logger.warning(self._message)
+            self._message = None
+
+    def on_end(self, event):
+        pass
+
+
+def _entry(name, function):
+    signature = types.void(types.CPointer(from_dtype(JOB)))
+    with event.install_listener('numba:compile', _Announcement(name)):
+        return cfunc(signature, **_COMPILE)(function)
+
+
+def _forward_job(job):
+    _forward(job)
+
+
+def _backward_job(job):
+    _backward(job)
+
+
+@functools.cache
+def forward():
+    """The forward pass, compiled or from the disk's cache, as a C function that takes the address of a `JOB`."""
+    return _entry('forward', _forward_job)
+
+
+@functools.cache
+def backward():
+    """The backward pass, see `forward`."""
+    return _entry('backward', _backward_job)

@@ -1,23 +1,53 @@
-"""Running compiled functions on as many threads as PyTorch was given.
+"""Running compiled functions on PyTorch's own threads.
 
-numba's OpenMP threads serve. Plain Python threads were tried first: between two of PyTorch's operations its own threads
-spin for milliseconds, and two threads then ran no faster than one. A single thread needs no layer at all, which makes
-it safe in forked data-loader workers: PyTorch sets them to one thread.
+They are called through the OpenMP library that PyTorch itself is linked to. Threads of anybody else's, numba's or
+Python's, would have to share the cores with PyTorch's, which spin for milliseconds after each of its operations.
+Where PyTorch has no such library (macOS, Windows), Python's threads do the work: the functions need no interpreter.
 """
 
-import numba
+import ctypes
+import functools
+import os
+import sys
+import threading
+from pathlib import Path
+
 import torch
 
+_process = os.getpid()
 
-def run(serial, parallel, arguments: tuple, tasks: int) -> None:
-    """Do all tasks: `serial(*arguments, first, last)` or `parallel(*arguments, tasks, threads)`."""
-    threads = min(torch.get_num_threads(), tasks, numba.config.NUMBA_NUM_THREADS)
-    if threads <= 1:
-        serial(*arguments, 0, tasks)
-        return
-    before = numba.get_num_threads()
-    numba.set_num_threads(threads)  # of this Python thread only
+
+@functools.cache
+def _openmp():
+    """`GOMP_parallel(function, data, threads, flags)`, which runs `function(data)` on every thread; None if missing."""
+    if sys.platform != 'linux':
+        return None
+    library = Path(torch.__file__).parent / 'lib' / 'libtorch_cpu.so'
     try:
-        parallel(*arguments, tasks, threads)
-    finally:
-        numba.set_num_threads(before)
+        parallel = ctypes.CDLL(str(library), mode=os.RTLD_NOLOAD | os.RTLD_LAZY).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    parallel.restype = None
+    return parallel
+
+
+def run(function, data: int, tasks: int) -> None:
+    """Call a numba cfunc with an address on as many threads as PyTorch was given; the calls share the tasks out.
+
+    One thread in a forked process, which has inherited the memory of PyTorch's threads but not the threads.
+    """
+    threads = torch.get_num_threads() if os.getpid() == _process else 1
+    if tasks == 0:
+        return
+    if threads == 1 or tasks == 1:
+        function.ctypes(data)
+    elif (parallel := _openmp()) is not None:
+        parallel(function.address, data, threads, 0)
+    else:
+        helpers = [threading.Thread(target=function.ctypes, args=(data,)) for _ in range(min(threads, tasks) - 1)]
+        for helper in helpers:
+            helper.start()
+        function.ctypes(data)
+        for helper in helpers:
+            helper.join()

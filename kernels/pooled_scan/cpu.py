@@ -27,7 +27,7 @@ def _group(u, dt, A, Bs, Cs, reverse):
 def _scan(*sequence):
     group = _group(*sequence)
     y = torch.empty_like(group.x)
-    scan(group, y, add=False)
+    scan(group, y)
     return y
 
 

@@ -6,8 +6,11 @@ arithmetic and add to one output. Half-precision inputs become float32 once, whi
 
 import torch
 
-from ..compiled.calls import Group, scan, scan_backward
+from ..compiled.calls import Group, busiest, scan_backward, scan_chains
+from ..linear import linear
 from .routes import ROUTES
+
+_WORTH_A_SUM = 0.8  # share of the time that two outputs must bring the scans down to, before they are added
 
 
 def _float(*tensors):
@@ -38,7 +41,7 @@ def _groups(x, projected, dt_projs_weight, dt_projs_bias, As, Ds, routes):
 
 def _project(x, x_proj_weight):
     """All routes' `(dts, Bs, Cs)` in one product: `(B, L, K, R + 2N)`."""
-    flat = x.flatten(1, 2) @ x_proj_weight.flatten(0, 1).T
+    flat = linear(x, x_proj_weight.flatten(0, 1)).flatten(1, 2)
     return flat.unflatten(-1, x_proj_weight.shape[:2])
 
 
@@ -46,9 +49,14 @@ def forward(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, routes):
     """See `mmvmamba.kernels.ss2d`; here `routes` is a key of `ROUTES`."""
     x, x_proj_weight, *parameters = _float(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds)
     projected = _project(x, x_proj_weight)
+    groups = [group for _, _, group in _groups(x, projected, *parameters, routes)]
     y = torch.empty_like(x)
-    for k, _, group in _groups(x, projected, *parameters, routes):
-        scan(group, y.flatten(1, 2), add=k > 0)
+    outputs = [y.flatten(1, 2)]
+    if busiest(x.shape[0], x.shape[3], chains=2) < _WORTH_A_SUM * 2 * busiest(x.shape[0], x.shape[3]):
+        outputs.append(torch.empty_like(outputs[0]))
+    scan_chains([groups[i :: len(outputs)] for i in range(len(outputs))], outputs)
+    for other in outputs[1:]:
+        y += other.view_as(y)
     return y
 
 

@@ -1,14 +1,17 @@
 """What the compiled CPU backend promises beyond agreeing with the reference: threads, forks, falling back."""
 
 import builtins
+import ctypes
 import importlib.util
+import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
 from mmvmamba.kernels import BackendUnavailableError, dispatch, selective_scan, ss2d
-from mmvmamba.kernels.testing import assert_close, output_and_gradients, relative_error, ss2d_inputs
+from mmvmamba.kernels.testing import assert_close, output_and_gradients, relative_error, scan_inputs, ss2d_inputs
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec('numba') is None, reason='numba is not installed')
 
@@ -21,7 +24,7 @@ def threads(request):
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize('batch, channels', [(1, 96), (3, 40)])
+@pytest.mark.parametrize('batch, channels', [(1, 20), (1, 96), (3, 40)])
 def test_any_number_of_threads_gives_the_same(threads, batch, channels):
     arguments = ss2d_inputs(batch, 6, 9, channels)
     expected, gradients = output_and_gradients(ss2d, arguments, backend='reference')
@@ -40,24 +43,60 @@ def test_runs_are_bit_identical(threads):
     assert all(torch.equal(first_grads[name], second_grads[name]) for name in first_grads)
 
 
-def test_torchs_thread_count_is_respected(monkeypatch):
-    from mmvmamba.kernels.compiled import threads
+class _Recorder:
+    """Stands in for a compiled function: which threads call it, and with what."""
 
-    before = torch.get_num_threads()
-    seen = []
-    try:
-        torch.set_num_threads(2)
-        threads.run(None, lambda tasks, count: seen.append(count), (), 5)
-        torch.set_num_threads(1)
-        threads.run(lambda first, last: seen.append((first, last)), None, (), 5)
-    finally:
-        torch.set_num_threads(before)
-    assert seen == [2, (0, 5)]
+    def __init__(self):
+        self.threads = []
+        self._callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.ctypes)
+        self.address = ctypes.cast(self._callback, ctypes.c_void_p).value
+
+    def ctypes(self, data):
+        assert data == 16
+        self.threads.append(threading.get_native_id())
+
+
+@pytest.mark.parametrize('openmp', [True, False])
+def test_torchs_thread_count_is_respected(monkeypatch, threads, openmp):
+    from mmvmamba.kernels.compiled import threads as module
+
+    if not openmp:
+        monkeypatch.setattr(module, '_openmp', lambda: None)
+    for tasks, expected in ((5, threads), (1, 1), (0, 0)):
+        recorder = _Recorder()
+        module.run(recorder, 16, tasks)
+        assert len(recorder.threads) == expected
+        # a Python thread that has ended may hand its number on, an OpenMP thread stays
+        assert not openmp or len(set(recorder.threads)) == expected
+
+
+def test_python_threads_serve_where_torch_has_no_openmp(monkeypatch, threads):
+    from mmvmamba.kernels.compiled import threads as module
+
+    arguments = ss2d_inputs(2, 6, 9, 96)
+    expected = ss2d(**arguments, backend='cpu')
+    monkeypatch.setattr(module, '_openmp', lambda: None)
+    assert torch.equal(ss2d(**arguments, backend='cpu'), expected)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere PyTorch brings other threads')
+def test_torchs_own_openmp_is_found():
+    from mmvmamba.kernels.compiled.threads import _openmp
+
+    assert (_openmp() is not None) == ('OpenMP' in torch.__config__.parallel_info().split('ATen parallel backend:')[1])
+
+
+def _run(code, **environment):
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, timeout=240, env={**os.environ, **environment}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stderr
 
 
 def test_forked_data_loader_workers():
     """The parent has used the threads already; each worker then runs the scan, as a model in a dataset would."""
-    code = (
+    _run(
         'import torch\n'
         'from mmvmamba.kernels import ss2d\n'
         'from mmvmamba.kernels.testing import ss2d_inputs\n'
@@ -70,8 +109,61 @@ def test_forked_data_loader_workers():
         "loader = torch.utils.data.DataLoader(Data(), num_workers=2, multiprocessing_context='fork', timeout=60)\n"
         'assert all(torch.allclose(batch, here, atol=1e-6) for batch in loader)\n'
     )
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_forked_process_with_several_threads_does_not_wait_for_the_parents():
+    """Only the scan itself: PyTorch's own operations hang in such a process as soon as they use a second thread."""
+    _run(
+        'import multiprocessing, torch\n'
+        'from mmvmamba.kernels.compiled.calls import Group, scan\n'
+        'from mmvmamba.kernels.ss2d.routes import Route\n'
+        'torch.set_num_threads(2)\n'
+        'few = torch.rand(96)\n'
+        'group = Group(torch.rand(1, 40, 96), torch.rand(1, 40, 1, 4), 0, torch.rand(96, 2), few, -torch.rand(96, 1), '
+        'few, (4, 10), Route())\n'
+        'here, there = torch.empty(1, 40, 96), torch.zeros(1, 40, 96).share_memory_()\n'
+        'scan(group, here)\n'
+        "child = multiprocessing.get_context('fork').Process(target=scan, args=(group, there))\n"
+        'child.start()\n'
+        'child.join(60)\n'
+        'assert child.exitcode == 0, child.exitcode\n'
+        'assert torch.equal(here, there)\n'
+    )
+
+
+def test_compiled_once_for_all_processes(tmp_path):
+    """The first process says that it compiles; the second finds the result on the disk."""
+    code = (
+        'from mmvmamba.kernels import ss2d\n'
+        'from mmvmamba.kernels.testing import ss2d_inputs\n'
+        "ss2d(**ss2d_inputs(1, 2, 2, 8), backend='cpu')\n"
+    )
+    assert 'compiling its forward pass' in _run(code, NUMBA_CACHE_DIR=str(tmp_path))
+    files = sorted(tmp_path.rglob('*.nbc'))
+    assert 'compiling' not in _run(code, NUMBA_CACHE_DIR=str(tmp_path))
+    assert sorted(tmp_path.rglob('*.nbc')) == files
+
+
+def test_only_contiguous_float32_reaches_the_compiled_code():
+    from mmvmamba.kernels.compiled.calls import Group, scan
+    from mmvmamba.kernels.ss2d.routes import Route
+
+    few = torch.rand(8)
+    group = Group(torch.rand(1, 6, 8), torch.rand(1, 6, 1, 4), 0, torch.rand(8, 2), few, -torch.rand(8, 1), few, (2, 3),
+                  Route())  # fmt: skip
+    with pytest.raises(ValueError, match='expected contiguous float32'):
+        scan(group._replace(x=torch.rand(1, 8, 6).mT), torch.empty(1, 6, 8))
+    with pytest.raises(ValueError, match='float64'):
+        scan(group, torch.empty(1, 6, 8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize('name', ['x', 'x_proj_weight', 'dt_projs_weight', 'dt_projs_bias', 'As', 'Ds'])
+def test_not_a_number_is_passed_on(name):
+    arguments = ss2d_inputs(1, 4, 5, 32)
+    arguments[name].flatten()[0] = float('nan')
+    expected = ss2d(**arguments, backend='reference').isnan()
+    assert expected.any()
+    assert torch.equal(ss2d(**arguments, backend='cpu').isnan(), expected)
 
 
 def test_float64_is_left_to_torch():
@@ -114,6 +206,24 @@ def test_large_and_tiny_time_steps(scale):
     arguments['dt_projs_bias'] = arguments['dt_projs_bias'] * scale * 4 - 8 * scale
     expected = ss2d(**arguments, backend='reference')
     assert relative_error(ss2d(**arguments, backend='cpu'), expected) < 1e-5
+
+
+def test_absent_gradients_do_not_alias():
+    from mmvmamba.kernels.selective_scan import cpu
+
+    arguments = dict(scan_inputs(), Ds=None, delta_bias=None)
+    *_, dD, dbias = cpu.backward(torch.ones_like(arguments['u']), *arguments.values(), True)
+    assert dD.numel() == dbias.numel() == 0
+    assert dD is not dbias
+
+
+def test_another_sequence_of_the_batch_is_not_touched_by_what_is_not_a_number():
+    """Neither through the outputs nor through the lanes that fill a block of channels up."""
+    arguments = ss2d_inputs(3, 5, 7, 20)
+    arguments['x'][1] = float('nan')
+    y, gradients = output_and_gradients(ss2d, arguments, backend='cpu')
+    assert y[[0, 2]].isfinite().all()
+    assert gradients['x'][[0, 2]].isfinite().all()
 
 
 def test_a_sequence_longer_than_a_tile_by_one():
