@@ -59,7 +59,7 @@ ARCHS: dict[str, dict] = {
 """The published architectures. `s1l8`: ssm_ratio 1, 8 blocks in the third stage; `v0`: the vanilla model."""
 
 
-_PIECE = 1 << 20  # elements of the hidden layer that are worked on at a time
+_PIECE = 1 << 21  # elements of the hidden layer that are worked on at a time
 
 
 class Mlp(nn.Module):
