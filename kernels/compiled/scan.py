@@ -16,7 +16,7 @@ import logging
 import numpy as np
 from llvmlite import ir
 from numba import carray, cfunc, from_dtype, njit, types
-from numba.core import event
+from numba.core import cgutils, event
 from numba.extending import intrinsic
 
 TILE = 16
@@ -115,6 +115,22 @@ def _take(typingctx, job):
         return builder.atomic_rmw('add', first, number(1), 'monotonic')
 
     return types.int64(job), codegen
+
+
+@intrinsic
+def _prefetch(typingctx, address):
+    """Ask for the cache line at an address; nothing waits for it, and an address nobody owns does no harm."""
+
+    def codegen(context, builder, signature, arguments):
+        number, line = ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), (line, number, number, number))
+        ask = cgutils.get_or_insert_function(builder.module, kind, 'llvm.prefetch')
+        builder.call(
+            ask, (builder.inttoptr(arguments[0], line), number(0), number(3), number(1))
+        )  # to read, keep, data
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
 
 
 def _constants(*values):
@@ -255,6 +271,15 @@ def _walk(pixels, t0, n, length, height, width, by_column, reverse):
 
 
 @njit(**_EXACT)
+def _fetch(address, stride, size, b, length, pixels, n):
+    """Ask for the rows of a tile, `size` float32 each: on large maps, down the columns, they would be waited for."""
+    for i in range(n):
+        row = address + 4 * (b * length + pixels[i]) * stride
+        for byte in range(0, 4 * size, 64):
+            _prefetch(row + byte)
+
+
+@njit(**_EXACT)
 def _decays(decay, u, n, a):
     """exp(delta A) of a tile and one state."""
     for i in range(n):
@@ -294,7 +319,7 @@ def _forward(job):
     u, xt, yt, a = _tile_of_zeros(), _tile_of_zeros(), _tile_of_zeros(), _tile_of_zeros()
     dts, BC = np.zeros((TILE, rank), _f32), np.zeros((TILE, 2 * states), _f32)
     h = np.zeros((states, BLOCK), _f32)
-    pixels = np.zeros(TILE, np.int64)
+    pixels, ahead = np.zeros(TILE, np.int64), np.zeros(TILE, np.int64)
     while True:
         task = _take(job)
         if task >= routes.shape[0] * batch * blocks:
@@ -317,6 +342,10 @@ def _forward(job):
             for t0 in range(0, length, TILE):
                 n = min(TILE, length - t0)
                 _walk(pixels, t0, n, length, height, width, by_column, route.reverse)
+                coming = min(TILE, max(0, length - t0 - TILE))
+                _walk(ahead, t0 + TILE, coming, length, height, width, by_column, route.reverse)
+                _fetch(route.x + 4 * c0, route.total, size, b, length, ahead, coming)
+                _fetch(route.y + 4 * c0, route.total, size, b, length, ahead, coming)
                 _read(x, b, pixels, n, c0, size, xt)
                 _read_projected(projected, b, route.k, pixels, n, dts, BC)
                 _step_sizes(ready, dts, weight, bias, route.softplus, b, pixels, n, c0, size, u)
