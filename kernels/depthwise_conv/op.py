@@ -1,11 +1,16 @@
 """Depthwise convolution + bias + SiLU on a channels-last grid: the step before SS2D."""
 
-from .. import dispatch
+import torch
+
+from .. import dispatch, gradients
 from ..arguments import check_like, check_tensor
+from . import torch_conv
 
 _PYTORCH = 'torch_conv'
 _operator = dispatch.Operator(
-    'depthwise_conv_silu', __package__, dict.fromkeys(('cpu', 'torch', 'reference'), _PYTORCH)
+    'depthwise_conv_silu',
+    __package__,
+    {'triton': 'triton_conv', **dict.fromkeys(('cpu', 'torch', 'reference'), _PYTORCH)},
 )
 
 
@@ -34,5 +39,48 @@ def depthwise_conv_silu(x, weight, bias=None, *, backend='auto'):
     check_like(name, 'weight', weight, {'D': x.shape[3], '1': 1, 'k': size, 'k ': size}, 'x', x)
     if bias is not None:
         check_like(name, 'bias', bias, {'D': x.shape[3]}, 'x', x)
-    chosen = dispatch.choose(name, backend, x.device.type)
-    return _operator.load(chosen).depthwise_conv_silu(x, weight, bias)
+    chosen = dispatch.choose(name, backend, x.device.type, x.dtype)
+    if chosen != 'triton':
+        return torch_conv.depthwise_conv_silu(x, weight, bias)
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    return _fused(x, weight, bias)
+
+
+_TENSORS = 'Tensor x, Tensor weight, Tensor? bias'
+
+
+@torch.library.custom_op('mmvmamba::depthwise_conv_silu', mutates_args=(), schema=f'({_TENSORS}) -> Tensor')
+def _fused(x, weight, bias):
+    return _operator.load('triton').forward(x, weight, bias)
+
+
+@_fused.register_fake
+def _(x, weight, bias):
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op(
+    'mmvmamba::depthwise_conv_silu_backward',
+    mutates_args=(),
+    schema=f'(Tensor dy, {_TENSORS}) -> (Tensor, Tensor, Tensor)',
+)
+def _backward(dy, x, weight, bias):
+    return gradients.as_inputs(_operator.load('triton').backward(dy, x, weight, bias), (x, weight, bias))
+
+
+@_backward.register_fake
+def _(dy, x, weight, bias):
+    return gradients.empty_like_inputs(x, weight, bias)
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _autograd(ctx, dy):
+    tensors = ctx.saved_tensors
+    return gradients.as_autograd(_backward(dy.contiguous(), *tensors), tensors)
+
+
+_fused.register_autograd(_autograd, setup_context=_setup_context)

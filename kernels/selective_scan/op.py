@@ -7,7 +7,9 @@ from ..arguments import check_like, check_parameter_dtype, check_same_dtype, che
 from . import reference
 
 _operator = dispatch.Operator(
-    'selective_scan', __package__, {'reference': 'reference', 'torch': 'torch_blocked', 'cpu': 'cpu'}
+    'selective_scan',
+    __package__,
+    {'reference': 'reference', 'torch': 'torch_blocked', 'cpu': 'cpu', 'triton': 'triton_scan'},
 )
 
 _TENSORS = 'Tensor u, Tensor delta, Tensor A, Tensor Bs, Tensor Cs, Tensor? Ds, Tensor? delta_bias'

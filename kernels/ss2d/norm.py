@@ -1,10 +1,13 @@
 """SS2D followed by what always follows it: layer normalisation in float32 and, in the vanilla model, the gate."""
 
+import torch
 from torch.nn import functional as F
 
-from .. import dispatch
+from .. import dispatch, gradients
 from ..arguments import check_like
-from .op import ss2d
+from .op import _operator as _scan
+from .op import check_arguments, ss2d
+from .routes import CASCADE
 
 
 def ss2d_norm(
@@ -38,12 +41,82 @@ def ss2d_norm(
         BackendUnavailableError: the backend asked for cannot run here.
     """
     name = 'ss2d_norm'
-    y = ss2d(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, routes=routes, backend=backend)
+    parameters = (x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds)
+    check_arguments(name, x, *parameters, routes)
     for label, value in (('norm_weight', norm_weight), ('norm_bias', norm_bias)):
         check_like(name, label, value, {'D': x.shape[3]}, 'x', x)
-    with dispatch.full_precision(x.device):
-        y = F.layer_norm(y, (x.shape[3],), norm_weight.to(y.dtype), norm_bias.to(y.dtype), eps).to(x.dtype)
     if gate is not None:
         check_like(name, 'gate', gate, dict(zip('BHWD', x.shape, strict=True)), 'x', x)
-        y = y * F.silu(gate)
-    return y
+    chosen = dispatch.choose('ss2d', backend, x.device.type, x.dtype)
+    # between its halves a cascade normalises by itself; a gate of another dtype promotes the result
+    if chosen == 'triton' and routes != CASCADE and (gate is None or gate.dtype == x.dtype):
+        y, _ = _fused(x, *parameters, norm_weight, norm_bias, gate, eps, routes)
+        return y
+    y = ss2d(x, *parameters, routes=routes, backend=chosen)
+    with dispatch.full_precision(x.device):
+        y = F.layer_norm(y, (x.shape[3],), norm_weight.to(y.dtype), norm_bias.to(y.dtype), eps).to(x.dtype)
+    return y if gate is None else y * F.silu(gate)
+
+
+_TENSORS = (
+    'Tensor x, Tensor x_proj_weight, Tensor dt_projs_weight, Tensor dt_projs_bias, Tensor As, Tensor Ds, '
+    'Tensor norm_weight, Tensor norm_bias, Tensor? gate'
+)
+
+
+def _route_dtype(x):
+    return torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
+
+
+@torch.library.custom_op(
+    'mmvmamba::ss2d_norm', mutates_args=(), schema=f'({_TENSORS}, float eps, str routes) -> (Tensor, Tensor)'
+)
+def _fused(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, norm_weight, norm_bias, gate, eps, routes):
+    """The result and, for the backward pass, the sum of the routes."""
+    tensors = (x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, norm_weight, norm_bias, gate)
+    with dispatch.full_precision(x.device):
+        return _scan.load('triton').forward_norm(*tensors, eps, routes)
+
+
+@_fused.register_fake
+def _(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, norm_weight, norm_bias, gate, eps, routes):
+    return x.new_empty(x.shape), x.new_empty(x.shape, dtype=_route_dtype(x))
+
+
+@torch.library.custom_op(
+    'mmvmamba::ss2d_norm_backward',
+    mutates_args=(),
+    schema=f'(Tensor dy, Tensor total, {_TENSORS}, float eps, str routes) -> ({", ".join(["Tensor"] * 9)})',
+)
+def _backward(
+    dy, total, x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, norm_weight, norm_bias, gate, eps, routes
+):
+    tensors = (x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, norm_weight, norm_bias, gate)
+    with dispatch.full_precision(x.device):
+        grads = _scan.load('triton').backward_norm(dy, total, *tensors, eps, routes)
+    return gradients.as_inputs(grads, tensors)
+
+
+@_backward.register_fake
+def _(dy, total, x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, norm_weight, norm_bias, gate, eps, routes):
+    return gradients.empty_like_inputs(
+        x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, norm_weight, norm_bias, gate
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, ctx.eps, ctx.routes = inputs
+    ctx.save_for_backward(output[1], *tensors)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx, dy, _):
+    total, *tensors = ctx.saved_tensors
+    if dy is None:
+        return (None,) * 11
+    grads = _backward(dy.contiguous(), total, *tensors, ctx.eps, ctx.routes)
+    return *gradients.as_autograd(grads, tensors), None, None
+
+
+_fused.register_autograd(_autograd, setup_context=_setup_context)

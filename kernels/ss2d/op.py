@@ -8,7 +8,9 @@ from ..arguments import check_like, check_parameter_dtype, check_tensor, compute
 from . import reference
 from .routes import CASCADE, PAIR, PATTERNS
 
-_operator = dispatch.Operator('ss2d', __package__, {'reference': 'reference', 'torch': 'torch_blocked', 'cpu': 'cpu'})
+_operator = dispatch.Operator(
+    'ss2d', __package__, {'reference': 'reference', 'torch': 'torch_blocked', 'cpu': 'cpu', 'triton': 'triton_scan'}
+)
 
 _TENSORS = (
     'Tensor x, Tensor x_proj_weight, Tensor dt_projs_weight, Tensor dt_projs_bias, Tensor As, Tensor Ds, str routes'
@@ -43,6 +45,16 @@ def ss2d(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, *, routes='cr
     Source: Liu et al., "VMamba: Visual State Space Model", arXiv 2401.10166, sections 4.2 and 5 (route patterns).
     """
     name = 'ss2d'
+    parameters = (x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds)
+    check_arguments(name, x, *parameters, routes)
+    chosen = dispatch.choose(name, backend, x.device.type, x.dtype)
+    if routes == CASCADE:
+        return _cascade(x, *parameters, chosen)
+    return _scan_grid(x, *parameters, routes, chosen)
+
+
+def check_arguments(name, x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, routes):
+    """Refuse arguments of `ss2d` that do not fit; `name` is the operator that was called."""
     check_tensor(name, 'x', x, 4, '(B, H, W, D)')
     check_tensor(name, 'dt_projs_weight', dt_projs_weight, 3, '(4, D, R)')
     check_tensor(name, 'As', As, 2, '(4*D, N)')
@@ -60,18 +72,16 @@ def ss2d(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, *, routes='cr
     check_like(name, 'dt_projs_bias', dt_projs_bias, {'4': 4, 'D': channels}, 'x', x)
     check_like(name, 'As', As, {'4*D': 4 * channels, 'N': states}, 'x', x)
     check_like(name, 'Ds', Ds, {'4*D': 4 * channels}, 'x', x)
-    parameters = {
-        'x_proj_weight': x_proj_weight,
-        'dt_projs_weight': dt_projs_weight,
-        'dt_projs_bias': dt_projs_bias,
-        'As': As,
-        'Ds': Ds,
-    }
-    check_parameter_dtype(name, 'x', x, **parameters)
-    chosen = dispatch.choose(name, backend, x.device.type, x.dtype)
-    if routes == CASCADE:
-        return _cascade(x, *parameters.values(), chosen)
-    return _scan_grid(x, *parameters.values(), routes, chosen)
+    check_parameter_dtype(
+        name,
+        'x',
+        x,
+        x_proj_weight=x_proj_weight,
+        dt_projs_weight=dt_projs_weight,
+        dt_projs_bias=dt_projs_bias,
+        As=As,
+        Ds=Ds,
+    )
 
 
 def _cascade(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, backend):

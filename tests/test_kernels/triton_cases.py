@@ -1,0 +1,267 @@
+"""Tests of the Triton backends, collected by `test_triton.py` in a process of their own (or by name, on a GPU)."""
+
+import os
+
+import pytest
+import torch
+from mmvmamba.kernels import depthwise_conv_silu, dispatch, selective_scan, ss2d, ss2d_norm
+from mmvmamba.kernels.testing import (
+    TOLERANCE,
+    assert_close,
+    load_golden,
+    output_and_gradients,
+    scan_inputs,
+    ss2d_inputs,
+)
+
+triton_fwd = pytest.importorskip('mmvmamba.kernels.triton_fwd')
+
+INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+DEVICE = 'cpu' if INTERPRETED else 'cuda'
+GOLDEN_NAMES = {'u': 'u', 'delta': 'delta', 'A': 'A', 'Bs': 'B', 'Cs': 'C', 'Ds': 'D', 'delta_bias': 'delta_bias'}
+
+pytestmark = [
+    pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason='needs a GPU or TRITON_INTERPRET=1'),
+    # exp2 overflows on purpose far above softplus' threshold
+    pytest.mark.filterwarnings('ignore:overflow encountered:RuntimeWarning'),
+]
+
+
+@pytest.fixture(params=[False, True], ids=['one_pass', 'chunked'])
+def chunked(request, monkeypatch):
+    """Walks in one piece, or in chunks of one tile however few positions there are."""
+    monkeypatch.setattr(triton_fwd, 'PROGRAMS_PER_MULTIPROCESSOR', 1 << 30 if request.param else 0)
+    monkeypatch.setattr(triton_fwd, 'SHORTEST_CHUNK', 16)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_buffers(request, monkeypatch):
+    """Memory that a kernel should have written but did not shows up as NaN."""
+    if 'operator' in request.node.name or 'compiles' in request.node.name:
+        return  # which trace with fake tensors
+
+    def poisoning(make):
+        def poisoned(*args, **options):
+            made = make(*args, **options)
+            return made.fill_(float('nan')) if made.is_floating_point() else made
+
+        return poisoned
+
+    monkeypatch.setattr(torch.Tensor, 'new_empty', poisoning(torch.Tensor.new_empty))
+    monkeypatch.setattr(torch, 'empty_like', poisoning(torch.empty_like))
+
+
+def check(function, arguments, tolerance, **options):
+    """Output and every gradient against the reference in float64, on the same rounded inputs."""
+    y, grads = output_and_gradients(function, arguments, backend='triton', **options)
+    exact = {k: None if v is None else v.double() for k, v in arguments.items()}
+    expected, expected_grads = output_and_gradients(function, exact, backend='reference', **options)
+    assert y.dtype == torch.float32
+    assert_close('y', y, expected, tolerance)
+    for name, grad in grads.items():
+        assert grad.dtype == arguments[name].dtype
+        assert_close(name, grad, expected_grads[name], tolerance)
+    return y, grads
+
+
+SS2D = {
+    'n1': dict(),
+    'n2': dict(batch=1, states=2),
+    'n3': dict(batch=1, states=3, channels=4, height=3),
+    'one_row': dict(height=1, width=19),
+    'one_column': dict(height=19, width=1),
+    'one_pixel': dict(height=1, width=1),
+    'one_tile': dict(batch=1, height=4, width=4),
+    'one_more': dict(batch=1, height=17, width=1),
+    'primes': dict(batch=1, height=7, width=5, channels=5),
+    'two_blocks': dict(batch=1, height=3, width=6, channels=67),
+    'wide_rank': dict(batch=1, rank=24, channels=6, height=3, width=7),
+    'batch0': dict(batch=0),
+}
+
+
+@pytest.mark.parametrize('case', SS2D)
+def test_ss2d(case, chunked):
+    check(ss2d, ss2d_inputs(device=DEVICE, **SS2D[case]), 1e-5)
+
+
+@pytest.mark.parametrize('routes', ['unidi', 'bidi', 'cascade'])
+def test_route_patterns(routes, chunked):
+    # the cascade normalises twice: rounding is amplified where a pixel's channels nearly agree
+    arguments = ss2d_inputs(batch=1, height=3, width=18, channels=4, device=DEVICE)
+    check(ss2d, arguments, 1e-4 if routes == 'cascade' else 1e-5, routes=routes)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision(dtype):
+    check(ss2d, ss2d_inputs(dtype=dtype, device=DEVICE), TOLERANCE[dtype])
+
+
+def test_sixteen_states():
+    check(ss2d, ss2d_inputs(batch=1, states=16, channels=4, height=3, width=6, device=DEVICE), 1e-5)
+
+
+SCAN = {
+    'n1': dict(length=18),
+    'n2': dict(states=2, length=17),
+    'n16': dict(batch=1, groups=1, states=16, channels=4, length=16),
+    'one_position': dict(length=1),
+    'odd_channels': dict(length=33, channels=5),
+    'one_group': dict(groups=1, length=5),
+    'batch0': dict(batch=0),
+}
+
+
+@pytest.mark.parametrize('case', SCAN)
+def test_selective_scan(case, chunked):
+    check(selective_scan, scan_inputs(device=DEVICE, **SCAN[case]), 1e-5)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+def test_selective_scan_half_precision(dtype):
+    check(selective_scan, scan_inputs(dtype=dtype, length=17, device=DEVICE), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize('absent', [('Ds',), ('delta_bias',), ('Ds', 'delta_bias')], ids='+'.join)
+def test_absent_arguments(absent):
+    arguments = dict(scan_inputs(batch=1, groups=2, length=9, device=DEVICE), **dict.fromkeys(absent))
+    y, grads = output_and_gradients(selective_scan, arguments, backend='triton')
+    expected, expected_grads = output_and_gradients(selective_scan, arguments, backend='reference')
+    assert_close('y', y, expected, 1e-5)
+    assert grads.keys() == expected_grads.keys()
+    for name, grad in grads.items():
+        assert_close(name, grad, expected_grads[name], 1e-5)
+
+
+def test_without_softplus():
+    arguments = scan_inputs(batch=1, groups=2, length=19, device=DEVICE)
+    arguments['delta'] = arguments['delta'].abs() * 0.1
+    arguments['delta_bias'] = arguments['delta_bias'].abs() * 0.1
+    check(selective_scan, arguments, 1e-5, softplus=False)
+
+
+def test_extreme_steps_stay_finite_and_right():
+    arguments = scan_inputs(batch=1, groups=2, length=23, device=DEVICE)
+    steps = torch.linspace(-60, 90, 23, device=DEVICE)
+    arguments['delta'] = steps.expand_as(arguments['delta']).contiguous()
+    check(selective_scan, arguments, 1e-5)
+
+
+@pytest.mark.parametrize('name', ['scan_n1', 'scan_n16', 'scan_one_direction'])
+def test_golden(name, data_dir):
+    golden, _ = load_golden(data_dir / f'{name}.safetensors')
+    leaves = {ours: golden[theirs].to(DEVICE).requires_grad_() for ours, theirs in GOLDEN_NAMES.items()}
+    y = selective_scan(**leaves, backend='triton')
+    assert_close('y', y.cpu(), golden['y'], 1e-5)
+    grads = torch.autograd.grad(y, list(leaves.values()), golden['dy'].to(DEVICE))
+    for ours, grad in zip(leaves, grads, strict=True):
+        assert_close(ours, grad.cpu(), golden[f'grad.{GOLDEN_NAMES[ours]}'], 1e-5)
+
+
+def norm_inputs(gated, dtype=torch.float32, **sizes):
+    arguments = ss2d_inputs(dtype=dtype, device=DEVICE, **sizes)
+    channels = arguments['x'].shape[-1]
+    arguments['norm_weight'] = torch.rand(channels, device=DEVICE) + 0.5
+    arguments['norm_bias'] = torch.randn(channels, device=DEVICE)
+    if gated:
+        arguments['gate'] = torch.randn(arguments['x'].shape, device=DEVICE).to(dtype)
+    return arguments
+
+
+def check_like_input(function, arguments, tolerance, **options):
+    """As `check`, for operators whose result has the input's dtype, against PyTorch in float64."""
+    y, grads = output_and_gradients(function, arguments, backend='triton', **options)
+    exact = {k: None if v is None else v.double() for k, v in arguments.items()}
+    expected, expected_grads = output_and_gradients(function, exact, backend='reference', **options)
+    assert y.dtype == arguments['x'].dtype
+    assert_close('y', y, expected, tolerance)
+    for name, grad in grads.items():
+        assert grad.dtype == arguments[name].dtype
+        assert_close(name, grad, expected_grads[name], 2 * tolerance)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize('gated', [False, True], ids=['plain', 'gated'])
+def test_norm(gated, dtype):
+    check_like_input(ss2d_norm, norm_inputs(gated, dtype), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(
+    'sizes', [dict(batch=0), dict(batch=1, height=1, width=1), dict(channels=5, height=3)], ids=['batch0', 'one', 'odd']
+)
+def test_norm_shapes(sizes):
+    check_like_input(ss2d_norm, norm_inputs(True, **sizes), 2e-5)
+
+
+def test_norm_of_a_cascade():
+    check_like_input(ss2d_norm, norm_inputs(True, batch=1), 1e-4, routes='cascade')
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    'shape',
+    [(2, 5, 7, 8), (1, 1, 9, 3), (1, 9, 1, 70), (0, 4, 4, 8), (1, 4, 4, 16)],
+    ids=str,
+)
+def test_depthwise_convolution(shape, dtype):
+    channels = shape[-1]
+    arguments = dict(
+        x=torch.randn(shape, device=DEVICE).to(dtype),
+        weight=torch.randn(channels, 1, 3, 3, device=DEVICE) / 3,
+        bias=torch.randn(channels, device=DEVICE),
+    )
+    check_like_input(depthwise_conv_silu, arguments, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize('size', [1, 5])
+def test_depthwise_convolution_without_bias(size):
+    arguments = dict(
+        x=torch.randn(2, 6, 5, 4, device=DEVICE), weight=torch.randn(4, 1, size, size, device=DEVICE), bias=None
+    )
+    check_like_input(depthwise_conv_silu, arguments, 1e-5)
+
+
+@pytest.mark.parametrize('gated', [False, True], ids=['plain', 'gated'])
+def test_custom_operators(gated):
+    arguments = {k: v.requires_grad_() for k, v in norm_inputs(gated, batch=1, height=3, width=4).items()}
+    scan = [arguments[k] for k in ('x', 'x_proj_weight', 'dt_projs_weight', 'dt_projs_bias', 'As', 'Ds')]
+    norm = [*scan, arguments['norm_weight'], arguments['norm_bias'], arguments.get('gate')]
+    torch.library.opcheck(torch.ops.mmvmamba.ss2d.default, (*scan, 'cross', 'triton'))
+    torch.library.opcheck(torch.ops.mmvmamba.ss2d_norm.default, (*norm, 1e-5, 'cross'))
+    weight = torch.randn(8, 1, 3, 3, device=DEVICE, requires_grad=True)
+    bias = torch.randn(8, device=DEVICE, requires_grad=True) if gated else None
+    torch.library.opcheck(torch.ops.mmvmamba.depthwise_conv_silu.default, (scan[0], weight, bias))
+
+
+def test_runs_are_bit_identical(chunked):
+    arguments = ss2d_inputs(batch=1, height=6, width=7, device=DEVICE)
+    first, first_grads = output_and_gradients(ss2d, arguments, backend='triton')
+    second, second_grads = output_and_gradients(ss2d, arguments, backend='triton')
+    assert torch.equal(first, second)
+    assert all(torch.equal(first_grads[k], second_grads[k]) for k in first_grads)
+
+
+def test_non_contiguous_input():
+    arguments = ss2d_inputs(batch=1, device=DEVICE)
+    strided = dict(arguments, x=arguments['x'].permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1))
+    assert torch.equal(ss2d(**strided, backend='triton'), ss2d(**arguments, backend='triton'))
+
+
+def test_compiles_without_graph_break():
+    def block(x, weight, **rest):
+        x = depthwise_conv_silu(x, weight, backend='triton')
+        return ss2d_norm(x, **rest, backend='triton')
+
+    arguments = norm_inputs(True, batch=1, height=3, width=4)
+    arguments['weight'] = torch.randn(8, 1, 3, 3, device=DEVICE)
+    y, grads = output_and_gradients(torch.compile(block, fullgraph=True, backend='aot_eager'), arguments)
+    expected, expected_grads = output_and_gradients(block, arguments)
+    assert torch.equal(y, expected)
+    for name in grads:
+        assert_close(name, grads[name], expected_grads[name], 1e-6)
+
+
+def test_auto_leaves_the_interpreter_alone(monkeypatch):
+    monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
+    assert dispatch.choose('ss2d', 'auto', 'cpu') != 'triton'
+    assert dispatch.choose('ss2d', 'auto', 'cuda') == 'triton'
