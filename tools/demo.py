@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f'\nDone in {(time.monotonic() - start) / 60:.1f} minutes. On held-out images:')
     for key, name in METRICS.items():
         if key in metrics:
-            print(f'  {name}: {metrics[key]}')
+            print(f'  {name}: {metrics[key]:.4g}')
     print(f'pictures:   {newest(pictures, "*.*g").parent}  (left: ground truth, right: predictions)')
     print(f'log:        {log}')
     print(f'checkpoint: {checkpoint}')
