@@ -13,7 +13,7 @@ def linear(x, weight, bias=None):
 
     For float32 on a CPU it is written as a convolution of one pixel, the same product: PyTorch has convolutions done by
     oneDNN but matrix products by MKL, which on processors of other makers than Intel leaves the widest instructions
-    unused (on an EPYC with AVX-512: 110 against 240 GFLOP/s a core).
+    unused.
 
     Args:
         x: `(..., C)`.

@@ -28,7 +28,7 @@ class ReproducibleRandomness(Hook):
 
     mmengine seeds once, at the start, so what a resumed run draws differs from what the uninterrupted run drew. With
     this, drop path, dropout, the samplers of the detection heads and (through `seed_worker`) the augmentations repeat
-    exactly. Costs microseconds an iteration.
+    exactly.
     """
 
     priority = 'VERY_HIGH'

@@ -53,8 +53,8 @@ def test_remote_data_is_left_to_its_backend():
     launch.check_data(Config(dict(default_scope='mmdet', train_dataloader=dict(dataset=dataset))), ('train',))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='on a GPU the config stays as it is')
-def test_a_cpu_gets_gloo_and_plain_batch_norm(tmp_path):
+def test_a_cpu_gets_gloo_and_plain_batch_norm(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     model = dict(head=dict(norm_cfg=dict(type='SyncBN')), heads=[dict(norm_cfg=dict(type='SyncBN'))])
     path = tmp_path / 'some_name.py'
     path.write_text('')

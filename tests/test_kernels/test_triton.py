@@ -20,6 +20,8 @@ def test_in_the_interpreter():
     command = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', str(cases)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert ' passed' in done.stdout
+    assert 'skipped' not in done.stdout, done.stdout[-2000:]
 
 
 @pytest.fixture(scope='module')
