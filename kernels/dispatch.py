@@ -81,7 +81,7 @@ def _import_operators() -> None:
 
 
 def choose(operator: str, backend: str, device_type: str, dtype: torch.dtype = torch.float32) -> str:
-    """Return the backend that runs `operator`: the argument, else the environment variable, else the fastest proven one.
+    """Return the backend that runs `operator`: the argument, else the environment variable, else what `auto` takes.
 
     Constant under torch.compile: which backend runs is decided when the graph is traced.
 
