@@ -239,7 +239,7 @@ def measure(variant: Variant, target: str) -> dict:
         row['specials'] = round(row['loop'].get('MUFU', 0) / variant.elements, 2)
         if variant.budget is not None and row['instructions'] > variant.budget:
             row['failures'].append(f'{row["instructions"]} instructions, budget {variant.budget}')
-        if variant.specials is not None and row['specials'] > variant.specials + 0.1:
+        if variant.specials is not None and row['specials'] > variant.specials:
             row['failures'].append(f'{row["specials"]} special functions, budget {variant.specials}')
     if row['spilled']:
         row['failures'].append(f'{row["spilled"]} bytes spilled')
