@@ -10,7 +10,6 @@ import os
 import sys
 from pathlib import Path
 
-from mmengine.config import DictAction
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
@@ -28,11 +27,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         '--out', help='save predictions: a .pkl file for detection, a folder of label PNGs for segmentation'
     )
     parser.add_argument('--show-dir', help='draw predictions into this folder')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override entries of the config'
-    )
-    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none', help='job launcher')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    launch.add_arguments(parser)
     return parser.parse_args(argv)
 
 

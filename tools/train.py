@@ -12,7 +12,6 @@ import os
 import sys
 from pathlib import Path
 
-from mmengine.config import DictAction
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from mmvmamba import checkpoints
@@ -33,12 +32,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--amp', action='store_true', help='mixed precision, bfloat16')
     parser.add_argument('--amp-dtype', choices=('bfloat16', 'float16'), default='bfloat16', help='precision of --amp')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the actual batch size')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override entries of the config'
-    )
-    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none', help='job launcher')
-    # torch.distributed.launch of older versions passes it
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    launch.add_arguments(parser)
     return parser.parse_args(argv)
 
 

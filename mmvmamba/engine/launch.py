@@ -1,11 +1,12 @@
 """From a command line to a runner: configs that are found or explained, data that is checked before work starts."""
 
+import argparse
 import difflib
 import logging
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.logging import print_log
 
 _SHAPES = 'python tools/make_shapes_dataset.py data/shapes'
@@ -21,6 +22,16 @@ _HOW_TO_GET = {
         f'{_SHAPES}, then a config of configs/demo.'
     ),
 }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what training and testing have in common to a command line."""
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override entries of the config'
+    )
+    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none', help='job launcher')
+    # torch.distributed.launch of older versions passes it
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
 def load_config(path: str | Path, options: dict | None = None) -> Config:

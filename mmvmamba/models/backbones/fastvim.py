@@ -20,7 +20,7 @@ from mmvmamba.registry import register_model
 from ..arguments import check_choice, check_fields, check_image, check_out_indices
 from ..layers.drop_path import DropPath
 from ..layers.pooled_mixer import PooledMixer
-from ..pretrained import PretrainedBackbone
+from .base import BaseBackbone
 
 _COMMON = dict(d_state=16, expand=2, d_conv=4, dt_rank='auto', patch_size=16, drop_path_rate=0.0)
 
@@ -70,7 +70,7 @@ class Block(nn.Module):
 
 
 @register_model
-class FastVim(PretrainedBackbone):
+class FastVim(BaseBackbone):
     """FastVim: a columnar backbone of bidirectional Mamba blocks that scan pooled rows and columns in turn.
 
     Args:
@@ -144,13 +144,7 @@ class FastVim(PretrainedBackbone):
         self.grid = self._grid_of(img_size)
         self.out_indices = check_out_indices(name, out_indices, depth)
         self.with_cp = with_cp
-        self.frozen_stages = frozen_stages
         blocks = self.out_indices[-1] + 1
-        if frozen_stages not in range(-1, blocks + 1):
-            raise ValueError(
-                f'{name}: frozen_stages={frozen_stages!r}; expected -1 to {blocks}, the blocks that are built'
-            )
-
         rate = default_drop_path if drop_path_rate is None else drop_path_rate
         last = max(depth - 1, 1)
         mixer = {key: spec[key] for key in ('d_state', 'expand', 'd_conv')}
@@ -172,10 +166,9 @@ class FastVim(PretrainedBackbone):
         for i in range(len(self.out_indices)):
             self.add_module(f'outnorm_{i}', nn.LayerNorm(channels))
         self._resized = {}  # position embeddings of other grids, for inference
+        self._freeze(frozen_stages, blocks)
         if frozen_stages >= 0:
             self.pos_embed.requires_grad_(False)
-        for module in self._frozen_modules():
-            module.requires_grad_(False)
 
     def _grid_of(self, img_size) -> tuple[int, int]:
         sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
@@ -186,21 +179,13 @@ class FastVim(PretrainedBackbone):
             )
         return tuple(math.ceil(side / self.patch_size) for side in sides)
 
-    def _frozen_modules(self) -> list[nn.Module]:
-        if self.frozen_stages < 0:
-            return []
-        norms = [
-            getattr(self, f'outnorm_{i}') for i, block in enumerate(self.out_indices) if block < self.frozen_stages
-        ]
-        return [self.patch_embed, *self.layers[: self.frozen_stages], *norms]
+    def _output_norms(self) -> list[tuple[int, nn.Module]]:
+        return [(block, getattr(self, f'outnorm_{i}')) for i, block in enumerate(self.out_indices)]
 
     def train(self, mode: bool = True):
-        """Set the mode; frozen blocks stay in evaluation (no drop path)."""
-        super().train(mode)
+        """Set the mode; frozen blocks stay in evaluation (no drop path). Returns self."""
         self._resized.clear()  # mmengine's averaged weights are swapped in without a trace, but before a change of mode
-        for module in self._frozen_modules():
-            module.eval()
-        return self
+        return super().train(mode)
 
     def _load_from_state_dict(self, state_dict, prefix, *arguments):
         """Refuse weights of another patch size, bring the position embedding to this model's grid, load."""

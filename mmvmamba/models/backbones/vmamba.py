@@ -21,7 +21,7 @@ from ..layers.layout import ToChannelsFirst, ToChannelsLast
 from ..layers.linear import Linear
 from ..layers.ss2d import SS2D
 from ..layers.ssm_init import SSM_INITS
-from ..pretrained import PretrainedBackbone
+from .base import BaseBackbone
 
 _CURRENT = dict(
     d_state=1,
@@ -172,7 +172,7 @@ class Stage(nn.Module):
 
 
 @register_model
-class VMamba(PretrainedBackbone):
+class VMamba(BaseBackbone):
     """VMamba: a four-stage backbone of visual state-space blocks.
 
     Args:
@@ -228,12 +228,7 @@ class VMamba(PretrainedBackbone):
         self.in_channels = in_channels
         self.depths = tuple(spec['depths'])
         self.out_indices = check_out_indices(name, out_indices, len(self.depths))
-        self.frozen_stages = frozen_stages
         stages = self.out_indices[-1] + 1
-        if frozen_stages not in range(-1, stages + 1):
-            raise ValueError(
-                f'{name}: frozen_stages={frozen_stages!r}; expected -1 to {stages}, the stages that are built'
-            )
         if spec['conv_size'] and spec['conv_size'] % 2 == 0:
             raise ValueError(
                 f'{name}: conv_size={spec["conv_size"]!r}; expected an odd number, or 0 for no convolution'
@@ -259,21 +254,10 @@ class VMamba(PretrainedBackbone):
             self.layers.append(Stage(blocks, downsample, with_cp))
         for i in self.out_indices:
             self.add_module(f'outnorm{i}', nn.LayerNorm(self.num_features[i]))
-        for module in self._frozen_modules():
-            module.requires_grad_(False)
+        self._freeze(frozen_stages, stages)
 
-    def _frozen_modules(self) -> list[nn.Module]:
-        if self.frozen_stages < 0:
-            return []
-        norms = [getattr(self, f'outnorm{i}') for i in self.out_indices if i < self.frozen_stages]
-        return [self.patch_embed, *self.layers[: self.frozen_stages], *norms]
-
-    def train(self, mode: bool = True):
-        """Set the mode; frozen stages stay in evaluation (no drop path)."""
-        super().train(mode)
-        for module in self._frozen_modules():
-            module.eval()
-        return self
+    def _output_norms(self) -> list[tuple[int, nn.Module]]:
+        return [(i, getattr(self, f'outnorm{i}')) for i in self.out_indices]
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Extract feature maps.
