@@ -6,24 +6,35 @@ A task is one sequence (an image of a batch) and one block of channels. It walks
 stay in the first-level cache, lanes are channels, and no two tasks write the same place, so results do not depend on
 which thread ran what.
 
+The arithmetic is written in whole vectors (`Vector`) rather than in loops over channels: a compiler that must find the
+vectors itself keeps the state of the recurrence in memory and gives up where arrays might overlap.
+
 The width of a block is a constant of the file and the functions are plain ones of the module: a closure over other
 compiled functions has a new identity in every process, and the disk cache would never find it again.
 """
 
 import functools
 import logging
+import operator
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import carray, cfunc, from_dtype, njit, types
 from numba.core import cgutils, event
-from numba.extending import intrinsic
+from numba.extending import intrinsic, models, overload, register_model
+
+LANES = 16 if binding.get_host_cpu_features().get('avx512f') else 8
+"""Numbers of a vector; narrower machines split it."""
+
+BLOCK = 48
+"""Channels of a task: a multiple of `LANES`, and a divisor of the usual 96, 192, ..."""
 
 TILE = 16
 """Positions that are worked on together; also the distance of the states that the backward pass keeps."""
 
-BLOCK = 48
-"""Channels of a task: three of the widest vectors, and a divisor of the usual 96, 192, ..."""
+_VECTOR = 4 * LANES  # bytes
+_ROW = 4 * BLOCK  # bytes
+_COLUMN = TILE * _VECTOR  # bytes of a vector at every position of a tile
 
 ROUTE = np.dtype(
     [
@@ -54,34 +65,155 @@ the same chain may write to the same place.
 """
 
 _logger = logging.getLogger('mmvmamba.kernels')
-_f32 = np.float32
-_LOG2E = _f32(1.4426950408889634)
-_LN2 = _f32(0.6931471805599453)
-_ROUND = _f32(12582912.0)  # 1.5 * 2**23: adding it rounds to an integer, held in the lowest bits of the sum
-
 _COMPILE = dict(cache=True, error_model='numpy')
-_EXACT = dict(_COMPILE, fastmath={'contract', 'nnan', 'nsz'})
-_SUMS = dict(_COMPILE, fastmath={'contract', 'nnan', 'nsz', 'reassoc'})  # lets sums over channels be vectorised
+
+
+class Vector(types.Type):
+    """`LANES` float32 that are worked on at once. Operators take two of them, or one and a float32 for all lanes."""
+
+    def __init__(self):
+        super().__init__(name=f'Vector({LANES})')
+
+
+_vector = Vector()
+_LLVM_FLOAT, _LLVM_INT = ir.FloatType(), ir.IntType(32)
+_LLVM_VECTOR = ir.VectorType(_LLVM_FLOAT, LANES)
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, vector):
+        super().__init__(manager, vector, _LLVM_VECTOR)
+
+
+def _filled(builder, number):
+    """A vector of one number."""
+    first = builder.insert_element(ir.Constant(_LLVM_VECTOR, ir.Undefined), number, _LLVM_INT(0))
+    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_LLVM_INT, LANES), [0] * LANES))
+
+
+def _define(symbol, instruction):
+    """Teach numba a binary operator; `contract` lets a product and a sum become one instruction where there is one."""
+
+    @intrinsic
+    def emit(typingctx, a, b):
+        def codegen(context, builder, signature, arguments):
+            a, b = (
+                value if kind == _vector else _filled(builder, value)
+                for kind, value in zip(signature.args, arguments, strict=True)
+            )
+            return getattr(builder, instruction)(a, b, flags=('contract',))
+
+        return _vector(a, b), codegen
+
+    @overload(symbol)
+    def implementation(a, b):
+        if {a, b} in ({_vector}, {_vector, types.float32}):
+            return lambda a, b: emit(a, b)
+        return None
+
+
+for _symbol, _instruction in (
+    (operator.add, 'fadd'),
+    (operator.sub, 'fsub'),
+    (operator.mul, 'fmul'),
+    (operator.truediv, 'fdiv'),
+):
+    _define(_symbol, _instruction)
+
+
+def _pointer(builder, address, kind):
+    return builder.inttoptr(address, kind.as_pointer())
 
 
 @intrinsic
-def _bits(typingctx, x):
-    """The bits of a float32 as an int32."""
+def _load(typingctx, address):
+    """The vector at an address."""
 
     def codegen(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], ir.IntType(32))
+        return builder.load(_pointer(builder, arguments[0], _LLVM_VECTOR), align=4)
 
-    return types.int32(types.float32), codegen
+    return _vector(types.int64), codegen
 
 
 @intrinsic
-def _from_bits(typingctx, x):
-    """The float32 with these bits."""
+def _store(typingctx, vector, address):
+    """Write a vector to an address."""
 
     def codegen(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], ir.FloatType())
+        builder.store(arguments[0], _pointer(builder, arguments[1], _LLVM_VECTOR), align=4)
+        return context.get_dummy_value()
 
-    return types.float32(types.int32), codegen
+    return types.void(_vector, types.int64), codegen
+
+
+@intrinsic
+def _number(typingctx, address):
+    """The float32 at an address."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.load(_pointer(builder, arguments[0], _LLVM_FLOAT), align=4)
+
+    return types.float32(types.int64), codegen
+
+
+@intrinsic
+def _fill(typingctx, number):
+    """A vector of one float32."""
+
+    def codegen(context, builder, signature, arguments):
+        return _filled(builder, arguments[0])
+
+    return _vector(types.float32), codegen
+
+
+@intrinsic
+def _multiply_add(typingctx, a, b, c):
+    """a * b + c, in one instruction where there is one. Says which product is meant where c is one as well."""
+
+    def codegen(context, builder, signature, arguments):
+        kind = ir.FunctionType(_LLVM_VECTOR, (_LLVM_VECTOR,) * 3)
+        function = cgutils.get_or_insert_function(builder.module, kind, f'llvm.fmuladd.v{LANES}f32')
+        return builder.call(function, arguments)
+
+    return _vector(_vector, _vector, _vector), codegen
+
+
+@intrinsic
+def _choose_less(typingctx, a, b, yes, no):
+    """In each lane `yes` where a < b, else `no`: also where a or b is NaN."""
+
+    def codegen(context, builder, signature, arguments):
+        a, b, yes, no = arguments
+        return builder.select(builder.fcmp_ordered('<', a, b), yes, no)
+
+    return _vector(_vector, _vector, _vector, _vector), codegen
+
+
+@intrinsic
+def _power_of_two(typingctx, shifted):
+    """2**i of integers i, given as i + `_ROUND`."""
+
+    def codegen(context, builder, signature, arguments):
+        integers = ir.VectorType(_LLVM_INT, LANES)
+        places, one = (ir.Constant(integers, [value] * LANES) for value in (23, 0x3F800000))
+        raised = builder.add(builder.shl(builder.bitcast(arguments[0], integers), places), one)
+        return builder.bitcast(raised, _LLVM_VECTOR)
+
+    return _vector(_vector), codegen
+
+
+@intrinsic
+def _sum(typingctx, vector):
+    """The sum of the lanes, always in the same order on one machine."""
+
+    def codegen(context, builder, signature, arguments):
+        name = f'llvm.vector.reduce.fadd.v{LANES}f32'
+        kind = ir.FunctionType(_LLVM_FLOAT, (_LLVM_FLOAT, _LLVM_VECTOR))
+        add = cgutils.get_or_insert_function(builder.module, kind, name)
+        return builder.call(add, (_LLVM_FLOAT(0.0), arguments[0]), fastmath=('reassoc',))
+
+    return types.float32(_vector), codegen
 
 
 @intrinsic
@@ -134,7 +266,7 @@ def _prefetch(typingctx, address):
 
 
 def _constants(*values):
-    return tuple(_f32(value) for value in values)
+    return tuple(np.float32(value) for value in values)
 
 
 # Polynomials fitted at Chebyshev nodes: 2**f on [-1/2, 1/2] (relative error 3e-9), 2 atanh(s) / s in s*s for s up to
@@ -154,273 +286,227 @@ _T0, _T1, _T2, _T3, _T4 = _constants(
 )
 _G1, _G2, _G3, _G4, _G5, _G6 = _constants(-1 / 2, 1 / 6, -1 / 24, 1 / 120, -1 / 720, 1 / 5040)
 _ONE, _TWO, _ZERO, _HALF = _constants(1, 2, 0, 0.5)
+_LOG2E, _LN2 = _constants(1.4426950408889634, 0.6931471805599453)
+_ROUND = np.float32(12582912.0)  # 1.5 * 2**23: adding it rounds to an integer, held in the lowest bits of the sum
 _LOWEST, _HIGHEST = _constants(-126, 126)
 
 
-@njit(**_EXACT)
+@njit(**_COMPILE)
 def _exp2(x):
-    x = min(max(x, _LOWEST), _HIGHEST)
+    low, high = _fill(_LOWEST), _fill(_HIGHEST)
+    x = _choose_less(x, low, low, x)
+    x = _choose_less(high, x, high, x)
     shifted = x + _ROUND
     f = x - (shifted - _ROUND)
-    p = _E0 + f * (_E1 + f * (_E2 + f * (_E3 + f * (_E4 + f * (_E5 + f * _E6)))))
-    return p * _from_bits((_bits(shifted) << np.int32(23)) + np.int32(0x3F800000))
+    p = (((((f * _E6 + _E5) * f + _E4) * f + _E3) * f + _E2) * f + _E1) * f + _E0
+    return p * _power_of_two(shifted)
 
 
-@njit(**_EXACT)
+@njit(**_COMPILE)
 def _softplus(z):
     """log(1 + exp(z)), accurate relative to itself for any z; above 20 it is z to the last bit."""
-    t = _exp2(-abs(z) * _LOG2E)
-    s = t / (_TWO + t)
+    zero = _fill(_ZERO)
+    t = _exp2(_choose_less(z, zero, z, zero - z) * _LOG2E)
+    s = t / (t + _TWO)
     q = s * s
-    return max(z, _ZERO) + s * (_T0 + q * (_T1 + q * (_T2 + q * (_T3 + q * _T4))))
+    return s * ((((q * _T4 + _T3) * q + _T2) * q + _T1) * q + _T0) + _choose_less(z, zero, zero, z)
 
 
-@njit(**_EXACT)
+@njit(**_COMPILE)
 def _softplus_slope(u):
     """The derivative of softplus from its value: 1 - exp(-u), accurate relative to itself."""
-    small = u * (_ONE + u * (_G1 + u * (_G2 + u * (_G3 + u * (_G4 + u * (_G5 + u * _G6))))))
-    return small if u < _HALF else _ONE - _exp2(-u * _LOG2E)
+    small = u * ((((((u * _G6 + _G5) * u + _G4) * u + _G3) * u + _G2) * u + _G1) * u + _ONE)
+    return _choose_less(u, _fill(_HALF), small, _fill(_ONE) - _exp2(u * -_LOG2E))
 
 
-@njit(**_EXACT)
-def _pixel(t, length, height, width, by_column, reverse):
-    """Row-major index of the t-th position of a route."""
-    if reverse:
-        t = length - 1 - t
-    return (t % height) * width + t // height if by_column else t
+@njit(**_COMPILE)
+def _address(array):
+    """Where an array lies. Taken anew for every task: numba frees an array after the last use that it sees."""
+    return np.int64(array.ctypes.data)
 
 
-@njit(**_EXACT)
-def _tile_of_zeros():
-    return np.zeros((TILE, BLOCK), _f32)
+_PIXELS, _ROWS, _WRITTEN, _GROUPS = range(4)
+"""What `_walk` notes of a tile's positions: the pixel's number in the batch, where its channels lie in a tensor of all
+channels, where they lie in one that is written in the order of `keep_order` (both in bytes), and the address of its
+projections. Positions that the last tile lacks repeat its last one; nothing is written there."""
 
 
-@njit(**_EXACT)
-def _project(dts, weight, bias, z):
-    """z = bias + dts @ weight for a tile, four positions at a time so that a weight is loaded once for four."""
-    for t in range(0, TILE, 4):
-        for d in range(BLOCK):
-            z[t, d] = bias[d]
-            z[t + 1, d] = bias[d]
-            z[t + 2, d] = bias[d]
-            z[t + 3, d] = bias[d]
-        for r in range(weight.shape[0]):
-            a0, a1, a2, a3 = dts[t, r], dts[t + 1, r], dts[t + 2, r], dts[t + 3, r]
-            for d in range(BLOCK):
-                w = weight[r, d]
-                z[t, d] += a0 * w
-                z[t + 1, d] += a1 * w
-                z[t + 2, d] += a2 * w
-                z[t + 3, d] += a3 * w
+@njit(**_COMPILE)
+def _pixel(route, t):
+    """Row-major index of the t-th position."""
+    return (t % route.height) * route.width + t // route.height if route.by_column else t
 
 
-@njit(**_EXACT)
-def _read(tensor, b, pixels, n, c0, size, tile):
-    """Copy the rows of a tile; slices instead of indices c0 + d, which would cost a check for negative ones."""
-    for i in range(n):
-        row = tensor[b, pixels[i], c0 : c0 + size]
-        for d in range(size):
-            tile[i, d] = row[d]
-
-
-@njit(**_EXACT)
-def _write(tile, tensor, b, pixels, n, c0, size, add):
-    """The inverse of `read`; with `add`, add to what the tensor holds."""
-    for i in range(n):
-        row = tensor[b, pixels[i], c0 : c0 + size]
-        if add:
-            for d in range(size):
-                row[d] += tile[i, d]
+@njit(**_COMPILE)
+def _walk(route, b, c0, t0, n, places):
+    """Where the n positions of a tile lie."""
+    length, height = route.length, route.height
+    t = length - 1 - t0 if route.reverse else t0
+    pixel, place = _pixel(route, t), t % height  # one division a tile, as it costs more than the rest of the walk
+    target = _pixel(route, t0)
+    stride = 4 * (route.rank + 2 * route.states)
+    for i in range(TILE):
+        places[_PIXELS, i] = b * length + pixel
+        places[_ROWS, i] = 4 * ((b * length + pixel) * route.total + c0)
+        places[_WRITTEN, i] = 4 * ((b * length + target) * route.total + c0) if route.keep_order else places[_ROWS, i]
+        places[_GROUPS, i] = route.projected + ((b * length + pixel) * route.routes + route.k) * stride
+        if i + 1 >= n:
+            continue
+        target = _pixel(route, t0 + i + 1) if route.keep_order else 0
+        if not route.by_column:
+            pixel += -1 if route.reverse else 1
+        elif route.reverse:
+            pixel, place = pixel - route.width, place - 1
+            if place < 0:
+                pixel, place = pixel + length - 1, height - 1
         else:
-            for d in range(size):
-                row[d] = tile[i, d]
+            pixel, place = pixel + route.width, place + 1
+            if place == height:
+                pixel, place = pixel - length + 1, 0
 
 
-@njit(**_EXACT)
-def _read_projected(projected, b, k, pixels, n, dts, BC):
-    """The low-rank time steps and the B and C of a tile."""
-    rank = dts.shape[1]
-    for i in range(n):
-        row = projected[b, pixels[i], k]
-        for r in range(rank):
-            dts[i, r] = row[r]
-        for j in range(BC.shape[1]):
-            BC[i, j] = row[rank + j]
-
-
-@njit(**_EXACT)
-def _step_sizes(ready, dts, weight, bias, softplus, b, pixels, n, c0, size, u):
-    """The time steps of a tile."""
-    _project(dts, weight, bias, u)
-    if dts.shape[1] == 0:
-        for i in range(n):
-            row = ready[b, pixels[i], c0 : c0 + size]
-            for d in range(size):
-                u[i, d] += row[d]
-    if softplus:
-        for i in range(n):
-            for d in range(BLOCK):
-                u[i, d] = _softplus(u[i, d])
-
-
-@njit(**_EXACT)
-def _walk(pixels, t0, n, length, height, width, by_column, reverse):
-    """Where the positions of a tile lie in the grid."""
-    for i in range(n):
-        pixels[i] = _pixel(t0 + i, length, height, width, by_column, reverse)
-
-
-@njit(**_EXACT)
-def _fetch(address, stride, size, b, length, pixels, n):
-    """Ask for the rows of a tile, `size` float32 each: on large maps, down the columns, they would be waited for."""
-    for i in range(n):
-        row = address + 4 * (b * length + pixels[i]) * stride
+@njit(**_COMPILE)
+def _fetch(route, size, places):
+    """Ask for what a tile reads: on large maps, down the columns, it would be waited for."""
+    for i in range(TILE):
+        _prefetch(places[_GROUPS, i])
         for byte in range(0, 4 * size, 64):
-            _prefetch(row + byte)
+            _prefetch(route.x + places[_ROWS, i] + byte)
+            _prefetch(route.y + places[_WRITTEN, i] + byte)
 
 
-@njit(**_EXACT)
-def _decays(decay, u, n, a):
-    """exp(delta A) of a tile and one state."""
+@njit(**_COMPILE)
+def _stage(tensor, places, n, size, buffer):
+    """Copy the rows of an incomplete block to a complete one; the lanes that fill it up stay as they are."""
+    rows = carray(_floats(buffer), (TILE, BLOCK))
     for i in range(n):
-        for d in range(BLOCK):
-            a[i, d] = _exp2(decay[d] * u[i, d])
+        row = carray(_floats(tensor + places[i]), size)
+        for d in range(size):
+            rows[i, d] = row[d]
 
 
-@njit(**_EXACT)
-def _advance(u, xt, BC, decay, skip, n, h, a, yt):
-    """The recurrence over a tile: updates the states h and writes yt."""
-    states = h.shape[0]
-    for s in range(states):
-        _decays(decay[s], u, n, a)
-        if s == 0:
-            for i in range(n):
-                B, C = BC[i, s], BC[i, states + s]
-                for d in range(BLOCK):
-                    state = a[i, d] * h[s, d] + u[i, d] * B * xt[i, d]
-                    h[s, d] = state
-                    yt[i, d] = skip[d] * xt[i, d] + C * state
-        else:
-            for i in range(n):
-                B, C = BC[i, s], BC[i, states + s]
-                for d in range(BLOCK):
-                    state = a[i, d] * h[s, d] + u[i, d] * B * xt[i, d]
-                    h[s, d] = state
-                    yt[i, d] += C * state
+@njit(**_COMPILE)
+def _unstage(buffer, tensor, places, n, size, add):
+    """The inverse of `_stage`; with `add`, add to what the tensor holds."""
+    rows = carray(_floats(buffer), (TILE, BLOCK))
+    for i in range(n):
+        row = carray(_floats(tensor + places[i]), size)
+        for d in range(size):
+            row[d] = rows[i, d] + row[d] if add else rows[i, d]
 
 
-@njit(**_EXACT)
+@njit(**_COMPILE)
+def _project(groups, rank, weight, bias, u):
+    """A vector of time steps before softplus: u = bias + dts @ weight for the positions of a tile.
+
+    Eight positions at a time, so that a weight is loaded once for eight.
+    """
+    for t in range(0, TILE, 8):
+        p0, p1, p2, p3 = groups[t], groups[t + 1], groups[t + 2], groups[t + 3]
+        p4, p5, p6, p7 = groups[t + 4], groups[t + 5], groups[t + 6], groups[t + 7]
+        z0 = z1 = z2 = z3 = z4 = z5 = z6 = z7 = _load(bias)
+        for r in range(rank):
+            w = _load(weight + r * _ROW)
+            z0 = z0 + w * _number(p0 + 4 * r)
+            z1 = z1 + w * _number(p1 + 4 * r)
+            z2 = z2 + w * _number(p2 + 4 * r)
+            z3 = z3 + w * _number(p3 + 4 * r)
+            z4 = z4 + w * _number(p4 + 4 * r)
+            z5 = z5 + w * _number(p5 + 4 * r)
+            z6 = z6 + w * _number(p6 + 4 * r)
+            z7 = z7 + w * _number(p7 + 4 * r)
+        first = u + t * _VECTOR
+        _store(z0, first)
+        _store(z1, first + _VECTOR)
+        _store(z2, first + 2 * _VECTOR)
+        _store(z3, first + 3 * _VECTOR)
+        _store(z4, first + 4 * _VECTOR)
+        _store(z5, first + 5 * _VECTOR)
+        _store(z6, first + 6 * _VECTOR)
+        _store(z7, first + 7 * _VECTOR)
+
+
+@njit(**_COMPILE)
+def _time_steps(route, groups, weight, bias, ready, rows, n, u):
+    """A vector of time steps at the n positions of a tile."""
+    _project(groups, route.rank, weight, bias, u)
+    for i in range(n):
+        step = _load(u + i * _VECTOR)
+        if route.rank == 0:
+            step = step + _load(ready + rows[i])
+        if route.softplus:
+            step = _softplus(step)
+        _store(step, u + i * _VECTOR)
+
+
+@njit(**_COMPILE)
 def _forward(job):
     """Write `y`."""
     record = carray(job, 1)[0]
     routes = carray(_records(record.routes), (record.chains, record.links))
     batch, blocks = record.batch, record.blocks
     rank, states = routes[0, 0].rank, routes[0, 0].states
-    u, xt, yt, a = _tile_of_zeros(), _tile_of_zeros(), _tile_of_zeros(), _tile_of_zeros()
-    dts, BC = np.zeros((TILE, rank), _f32), np.zeros((TILE, 2 * states), _f32)
-    h = np.zeros((states, BLOCK), _f32)
-    pixels, ahead = np.zeros(TILE, np.int64), np.zeros(TILE, np.int64)
+    state_memory = np.zeros((states, BLOCK), np.float32)
+    column_memory = np.zeros((2, TILE, LANES), np.float32)
+    staged_memory = np.zeros((3, TILE, BLOCK), np.float32)
+    own = np.arange(TILE) * _ROW
+    places, ahead = np.zeros((4, TILE), np.int64), np.zeros((4, TILE), np.int64)
     while True:
         task = _take(job)
         if task >= routes.shape[0] * batch * blocks:
-            return
+            break
+        h, u, sums = _address(state_memory), _address(column_memory), _address(column_memory[1])
+        staged_x, staged_y, staged_ready = (
+            _address(staged_memory),
+            _address(staged_memory[1]),
+            _address(staged_memory[2]),
+        )
         b, blk = task // blocks % batch, task % blocks
         for link in range(routes.shape[1]):
             route = routes[task // (blocks * batch), link]
-            tokens = (batch, route.length, route.total)
-            x, y = carray(_floats(route.x), tokens), carray(_floats(route.y), tokens)
-            ready = carray(_floats(route.ready), tokens)
-            projected = carray(_floats(route.projected), (batch, route.length, route.routes, rank + 2 * states))
-            weight = carray(_floats(route.weight), (blocks, rank, BLOCK))[blk]
-            bias = carray(_floats(route.bias), (blocks, BLOCK))[blk]
-            decay = carray(_floats(route.decay), (blocks, states, BLOCK))[blk]
-            skip = carray(_floats(route.skip), (blocks, BLOCK))[blk]
-            length, height, width, by_column = route.length, route.height, route.width, route.by_column
-            c0 = route.base + blk * BLOCK
-            size = min(BLOCK, route.channels - blk * BLOCK)
-            h[:] = _ZERO
+            length = route.length
+            c0, size = route.base + blk * BLOCK, min(BLOCK, route.channels - blk * BLOCK)
+            whole = size == BLOCK
+            state_memory[:] = _ZERO
+            _walk(route, b, c0, 0, min(TILE, length), places)
             for t0 in range(0, length, TILE):
                 n = min(TILE, length - t0)
-                _walk(pixels, t0, n, length, height, width, by_column, route.reverse)
-                coming = min(TILE, max(0, length - t0 - TILE))
-                _walk(ahead, t0 + TILE, coming, length, height, width, by_column, route.reverse)
-                _fetch(route.x + 4 * c0, route.total, size, b, length, ahead, coming)
-                _fetch(route.y + 4 * c0, route.total, size, b, length, ahead, coming)
-                _read(x, b, pixels, n, c0, size, xt)
-                _read_projected(projected, b, route.k, pixels, n, dts, BC)
-                _step_sizes(ready, dts, weight, bias, route.softplus, b, pixels, n, c0, size, u)
-                _advance(u, xt, BC, decay, skip, n, h, a, yt)
-                if route.keep_order:
-                    _walk(pixels, t0, n, length, height, width, by_column, 0)
-                _write(yt, y, b, pixels, n, c0, size, route.add)
+                if t0 + TILE < length:
+                    _walk(route, b, c0, t0 + TILE, min(TILE, length - t0 - TILE), ahead)
+                    _fetch(route, size, ahead)
+                x, y, ready, rows, written = route.x, route.y, route.ready, places[_ROWS], places[_WRITTEN]
+                if not whole:
+                    _stage(x, rows, n, size, staged_x)
+                    if rank == 0:
+                        _stage(ready, rows, n, size, staged_ready)
+                    x, y, ready, rows, written = staged_x, staged_y, staged_ready, own, own
+                for column in range(0, _ROW, _VECTOR):
+                    weight, bias = route.weight + blk * rank * _ROW + column, route.bias + blk * _ROW + column
+                    _time_steps(route, places[_GROUPS], weight, bias, ready + column, rows, n, u)
+                    for s in range(states):
+                        decay = _load(route.decay + (blk * states + s) * _ROW + column)
+                        skip = _load(route.skip + blk * _ROW + column)
+                        state = _load(h + s * _ROW + column)
+                        for i in range(n):
+                            step, token = _load(u + i * _VECTOR), _load(x + rows[i] + column)
+                            group = places[_GROUPS, i] + 4 * (rank + s)
+                            state = _multiply_add(_exp2(decay * step), state, step * token * _number(group))
+                            out = state * _number(group + 4 * states)
+                            out = out + (skip * token if s == 0 else _load(sums + i * _VECTOR))
+                            if s < states - 1:
+                                _store(out, sums + i * _VECTOR)
+                            else:
+                                target = y + written[i] + column
+                                if route.add and whole:
+                                    out = out + _load(target)
+                                _store(out, target)
+                        _store(state, h + s * _ROW + column)
+                if not whole:
+                    _unstage(staged_y, route.y, places[_WRITTEN], n, size, route.add)
+                places, ahead = ahead, places
 
 
-@njit(**_EXACT)
-def _replay(u, xt, BC, s, a, n, h, old):
-    """The recurrence of state s over a tile, keeping the state before each position."""
-    for i in range(n):
-        B = BC[i, s]
-        for d in range(BLOCK):
-            old[i, d] = h[d]
-            h[d] = a[i, d] * h[d] + u[i, d] * B * xt[i, d]
-
-
-@njit(**_EXACT)
-def _reverse_states(g, BC, c, a, n, dh, grad):
-    """Gradients of a state from the tile's end to its start: `grad` of it, `dh` what goes on to earlier tiles."""
-    for i in range(n - 1, -1, -1):
-        C = BC[i, c]
-        for d in range(BLOCK):
-            grad[i, d] = dh[d] + g[i, d] * C
-            dh[d] = a[i, d] * grad[i, d]
-
-
-@njit(**_SUMS)
-def _gather(u, xt, g, BC, s, decay, a, old, grad, n, dA, dstep, drow, dBC):
-    """From the gradient of a state to those of all that made it; sums over channels for B and C.
-
-    Several small loops: one with as many arrays is more than the compiler will check for overlap, and not
-    vectorised. Afterwards `old` holds what was kept of the state before.
-    """
-    states = BC.shape[1] // 2
-    for i in range(n):
-        B = BC[i, s]
-        for d in range(BLOCK):
-            old[i, d] *= a[i, d]
-        dB, dC = _ZERO, _ZERO
-        for d in range(BLOCK):
-            added = u[i, d] * xt[i, d]
-            dC += g[i, d] * (old[i, d] + added * B)
-            dB += grad[i, d] * added
-        dBC[i, s] = dB
-        dBC[i, states + s] = dC
-        for d in range(BLOCK):
-            dA[d] += grad[i, d] * old[i, d] * u[i, d]
-        for d in range(BLOCK):
-            dstep[i, d] += grad[i, d] * (B * xt[i, d] + old[i, d] * decay[d] * _LN2)
-        for d in range(BLOCK):
-            drow[i, d] += grad[i, d] * B * u[i, d]
-
-
-@njit(**_EXACT)
-def _skipped(g, xt, skip, n, dD, drow):
-    """Gradients through the skip connection."""
-    for i in range(n):
-        for d in range(BLOCK):
-            dD[d] += g[i, d] * xt[i, d]
-        for d in range(BLOCK):
-            drow[i, d] = skip[d] * g[i, d]
-
-
-@njit(**_EXACT)
-def _slope(u, n, dstep):
-    """Through softplus."""
-    for i in range(n):
-        for d in range(BLOCK):
-            dstep[i, d] *= _softplus_slope(u[i, d])
-
-
-@njit(**_EXACT)
+@njit(**_COMPILE)
 def _backward(job):
     """Write `dx`, `dz` (of the time step before softplus), `dBC`, `ddecay` (of A), `dskip`; of one chain of one link.
 
@@ -430,79 +516,120 @@ def _backward(job):
     route = carray(_records(record.routes), 1)[0]
     batch, blocks = record.batch, record.blocks
     rank, states, length = route.rank, route.states, route.length
-    tokens = (batch, length, route.total)
-    x, ready, dy = (
-        carray(_floats(route.x), tokens),
-        carray(_floats(route.ready), tokens),
-        carray(_floats(route.dy), tokens),
-    )
-    dx, dz = carray(_floats(route.dx), tokens), carray(_floats(route.dz), tokens)
-    projected = carray(_floats(route.projected), (batch, length, route.routes, rank + 2 * states))
-    weight = carray(_floats(route.weight), (blocks, rank, BLOCK))
-    bias = carray(_floats(route.bias), (blocks, BLOCK))
-    decay = carray(_floats(route.decay), (blocks, states, BLOCK))
-    skip = carray(_floats(route.skip), (blocks, BLOCK))
-    dBC = carray(_floats(route.dBC), (blocks, batch, length, 2 * states))
-    ddecay = carray(_floats(route.ddecay), (batch, blocks, states, BLOCK))
-    dskip = carray(_floats(route.dskip), (batch, blocks, BLOCK))
-    height, width, by_column, reverse = route.height, route.width, route.by_column, route.reverse
-    k, base, channels, softplus, keep_order = route.k, route.base, route.channels, route.softplus, route.keep_order
     tiles = (length + TILE - 1) // TILE
-    starts = np.zeros((tiles, states, BLOCK), _f32)
-    u, xt, g, a = _tile_of_zeros(), _tile_of_zeros(), _tile_of_zeros(), _tile_of_zeros()
-    old, grad, dstep, drow = _tile_of_zeros(), _tile_of_zeros(), _tile_of_zeros(), _tile_of_zeros()
-    dts, BC, dBCt = np.zeros((TILE, rank), _f32), np.zeros((TILE, 2 * states), _f32), np.zeros((TILE, 2 * states), _f32)
-    h, dh = np.zeros((states, BLOCK), _f32), np.zeros((states, BLOCK), _f32)
-    pixels = np.zeros(TILE, np.int64)
+    start_memory = np.zeros((tiles, states, BLOCK), np.float32)
+    state_memory = np.zeros((states, BLOCK), np.float32)
+    column_memory = np.zeros((5, TILE, LANES), np.float32)
+    group_memory = np.zeros((2, states, TILE, LANES), np.float32)
+    staged_memory = np.zeros((4, TILE, BLOCK), np.float32)
+    own = np.arange(TILE) * _ROW
+    places = np.zeros((4, TILE), np.int64)
     while True:
         task = _take(job)
         if task >= batch * blocks:
-            return
+            break
+        starts, h, staged = _address(start_memory), _address(state_memory), _address(staged_memory)
+        u = _address(column_memory)
+        olds, decays, dsteps, drows = u + _COLUMN, u + 2 * _COLUMN, u + 3 * _COLUMN, u + 4 * _COLUMN
+        dBC = _address(group_memory)
         b, blk = task // blocks, task % blocks
-        c0 = base + blk * BLOCK
-        size = min(BLOCK, channels - blk * BLOCK)
-        h[:], xt[:] = _ZERO, _ZERO  # the lanes that fill a block up must not hold what another task has read
+        c0, size = route.base + blk * BLOCK, min(BLOCK, route.channels - blk * BLOCK)
+        whole = size == BLOCK
+        # the lanes that fill a block up must not hold what another task has left there
+        state_memory[:], staged_memory[:] = _ZERO, _ZERO
         for tile in range(tiles):
-            t0 = tile * TILE
-            n = min(TILE, length - t0)
-            starts[tile] = h
-            _walk(pixels, t0, n, length, height, width, by_column, reverse)
-            _read(x, b, pixels, n, c0, size, xt)
-            _read_projected(projected, b, k, pixels, n, dts, BC)
-            _step_sizes(ready, dts, weight[blk], bias[blk], softplus, b, pixels, n, c0, size, u)
-            _write(u, dz, b, pixels, n, c0, size, 0)
+            n = min(TILE, length - tile * TILE)
+            _walk(route, b, c0, tile * TILE, n, places)
+            x, ready, dz, rows = route.x, route.ready, route.dz, places[_ROWS]
+            if not whole:
+                x, ready, dz, rows = staged, staged + TILE * _ROW, staged + 2 * TILE * _ROW, own
+                _stage(route.x, places[_ROWS], n, size, x)
+                if rank == 0:
+                    _stage(route.ready, places[_ROWS], n, size, ready)
+            for column in range(0, _ROW, _VECTOR):
+                weight, bias = route.weight + blk * rank * _ROW + column, route.bias + blk * _ROW + column
+                _time_steps(route, places[_GROUPS], weight, bias, ready + column, rows, n, u)
+                for i in range(n):
+                    _store(_load(u + i * _VECTOR), dz + rows[i] + column)
+                for s in range(states):
+                    decay = _load(route.decay + (blk * states + s) * _ROW + column)
+                    state = _load(h + s * _ROW + column)
+                    _store(state, starts + (tile * states + s) * _ROW + column)
+                    for i in range(n):
+                        step, token = _load(u + i * _VECTOR), _load(x + rows[i] + column)
+                        B = _number(places[_GROUPS, i] + 4 * (rank + s))
+                        state = _multiply_add(_exp2(decay * step), state, step * token * B)
+                    _store(state, h + s * _ROW + column)
+            if not whole:
+                _unstage(dz, route.dz, places[_ROWS], n, size, 0)
+        dA, dD = route.ddecay + (b * blocks + blk) * states * _ROW, route.dskip + (b * blocks + blk) * _ROW
+        zero = _fill(_ZERO)
+        for column in range(0, _ROW, _VECTOR):
+            _store(zero, dD + column)
             for s in range(states):
-                _decays(decay[blk, s], u, n, a)
-                _replay(u, xt, BC, s, a, n, h[s], old)
-        dA, dD = ddecay[b, blk], dskip[b, blk]
-        dh[:], dA[:], dD[:] = _ZERO, _ZERO, _ZERO
-        xt[:], u[:], g[:] = _ZERO, _ZERO, _ZERO
+                _store(zero, dA + s * _ROW + column)
+                _store(zero, h + s * _ROW + column)  # from here on the state's gradient
         for tile in range(tiles - 1, -1, -1):
-            t0 = tile * TILE
-            n = min(TILE, length - t0)
-            if keep_order:
-                _walk(pixels, t0, n, length, height, width, by_column, 0)
-                _read(dy, b, pixels, n, c0, size, g)
-            _walk(pixels, t0, n, length, height, width, by_column, reverse)
-            if not keep_order:
-                _read(dy, b, pixels, n, c0, size, g)
-            _read(x, b, pixels, n, c0, size, xt)
-            _read(dz, b, pixels, n, c0, size, u)
-            _read_projected(projected, b, k, pixels, n, dts, BC)
-            _skipped(g, xt, skip[blk], n, dD, drow)
-            dstep[:] = _ZERO
-            for s in range(states):
-                _decays(decay[blk, s], u, n, a)
-                _replay(u, xt, BC, s, a, n, starts[tile, s], old)
-                _reverse_states(g, BC, states + s, a, n, dh[s], grad)
-                _gather(u, xt, g, BC, s, decay[blk, s], a, old, grad, n, dA[s], dstep, drow, dBCt)
-            if softplus:
-                _slope(u, n, dstep)
-            _write(dstep, dz, b, pixels, n, c0, size, 0)
-            _write(drow, dx, b, pixels, n, c0, size, route.add)
+            n = min(TILE, length - tile * TILE)
+            _walk(route, b, c0, tile * TILE, n, places)
+            x, dz, dy, rows, written = route.x, route.dz, route.dy, places[_ROWS], places[_WRITTEN]
+            dx, add = route.dx, route.add
+            if not whole:
+                x, dz, dy, dx = staged, staged + TILE * _ROW, staged + 2 * TILE * _ROW, staged + 3 * TILE * _ROW
+                _stage(route.x, places[_ROWS], n, size, x)
+                _stage(route.dz, places[_ROWS], n, size, dz)
+                _stage(route.dy, places[_WRITTEN], n, size, dy)
+                rows, written, add = own, own, 0
+            group_memory[:] = _ZERO
+            for column in range(0, _ROW, _VECTOR):
+                skip, skipped = _load(route.skip + blk * _ROW + column), _load(dD + column)
+                for i in range(n):
+                    g = _load(dy + written[i] + column)
+                    skipped = skipped + g * _load(x + rows[i] + column)
+                    _store(skip * g, drows + i * _VECTOR)
+                    _store(zero, dsteps + i * _VECTOR)
+                _store(skipped, dD + column)
+                for s in range(states):
+                    decay = _load(route.decay + (blk * states + s) * _ROW + column)
+                    state = _load(starts + (tile * states + s) * _ROW + column)
+                    for i in range(n):
+                        step, token = _load(dz + rows[i] + column), _load(x + rows[i] + column)
+                        a = _exp2(decay * step)
+                        _store(a, decays + i * _VECTOR)
+                        _store(a * state, olds + i * _VECTOR)
+                        entered = step * token * _number(places[_GROUPS, i] + 4 * (rank + s))
+                        state = _multiply_add(a, state, entered)
+                    dstate, grad_A = _load(h + s * _ROW + column), _load(dA + s * _ROW + column)
+                    dB, dC = dBC + s * _COLUMN, dBC + (states + s) * _COLUMN
+                    for i in range(n - 1, -1, -1):
+                        at = i * _VECTOR
+                        step, token = _load(dz + rows[i] + column), _load(x + rows[i] + column)
+                        g, decayed = _load(dy + written[i] + column), _load(olds + at)
+                        group = places[_GROUPS, i] + 4 * (rank + s)
+                        B, C = _number(group), _number(group + 4 * states)
+                        grad = dstate + g * C
+                        dstate = _load(decays + at) * grad
+                        entered = step * token
+                        _store(_load(dC + at) + g * (decayed + entered * B), dC + at)
+                        _store(_load(dB + at) + grad * entered, dB + at)
+                        of_decay = grad * decayed
+                        grad_A = grad_A + of_decay * step
+                        _store(_load(dsteps + at) + (grad * token * B + of_decay * (decay * _LN2)), dsteps + at)
+                        _store(_load(drows + at) + grad * step * B, drows + at)
+                    _store(dstate, h + s * _ROW + column)
+                    _store(grad_A, dA + s * _ROW + column)
+                for i in range(n):
+                    step, dstep = _load(dz + rows[i] + column), _load(dsteps + i * _VECTOR)
+                    _store(dstep * _softplus_slope(step) if route.softplus else dstep, dz + rows[i] + column)
+                    drow, target = _load(drows + i * _VECTOR), dx + rows[i] + column
+                    _store(drow + _load(target) if add else drow, target)
+            if not whole:
+                _unstage(dz, route.dz, places[_ROWS], n, size, 0)
+                _unstage(dx, route.dx, places[_ROWS], n, size, route.add)
+            sums = carray(_floats(route.dBC), (blocks, batch * length, 2 * states))
             for i in range(n):
                 for j in range(2 * states):
-                    dBC[blk, b, pixels[i], j] = dBCt[i, j]
+                    sums[blk, places[_PIXELS, i], j] = _sum(_load(dBC + j * _COLUMN + i * _VECTOR))
 
 
 class _Announcement(event.Listener):
