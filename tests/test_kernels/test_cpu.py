@@ -138,10 +138,12 @@ def test_compiled_once_for_all_processes(tmp_path):
         'from mmvmamba.kernels.testing import ss2d_inputs\n'
         "ss2d(**ss2d_inputs(1, 2, 2, 8), backend='cpu')\n"
     )
-    assert 'compiling its forward pass' in _run(code, NUMBA_CACHE_DIR=str(tmp_path))
+    assert "compiling the scan's forward pass" in _run(code, NUMBA_CACHE_DIR=str(tmp_path))
     files = sorted(tmp_path.rglob('*.nbc'))
     assert 'compiling' not in _run(code, NUMBA_CACHE_DIR=str(tmp_path))
     assert sorted(tmp_path.rglob('*.nbc')) == files
+    changed = "import mmvmamba.kernels.compiled.vectors as v; v.VERSION = 'of other sources'\n" + code
+    assert 'compiling' in _run(changed, NUMBA_CACHE_DIR=str(tmp_path))
 
 
 def test_only_contiguous_float32_reaches_the_compiled_code():
