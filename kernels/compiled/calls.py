@@ -59,7 +59,8 @@ def _unpack(packed, channels):
     return flat[:channels]
 
 
-def _address(tensor):
+def address(tensor: torch.Tensor) -> int:
+    """Where the numbers of a tensor lie that compiled code will read or write; ValueError if it could not."""
     if tensor.dtype != torch.float32 or not tensor.is_contiguous():
         raise ValueError(
             f'the compiled scan got {tensor.dtype} of shape {tuple(tensor.shape)} and strides {tensor.stride()}; '
@@ -82,7 +83,7 @@ def _record(group, **written):
     height, width = group.grid
     record = np.zeros((), compiled.ROUTE)
     for name, tensor in tensors.items():
-        record[name] = _address(tensor)
+        record[name] = address(tensor)
     for name, number in (
         ('length', group.x.shape[1]),
         ('total', group.x.shape[2]),

@@ -1,8 +1,16 @@
-"""The pooled scan on the host: PyTorch's vectorised operations around the compiled scan of the short sequences."""
+"""The pooled scan compiled for the host: two passes over the tokens, and between them the scan of the short sequences.
 
+What no published model has (another width of the convolutions, maxima, odd numbers of channels) runs in PyTorch around
+the compiled scan.
+"""
+
+import numpy as np
 import torch
 
-from ..compiled.calls import Group, scan, scan_backward
+from ..compiled import lines as passes
+from ..compiled.calls import Group, address, scan, scan_backward
+from ..compiled.threads import run
+from ..compiled.vectors import LANES
 from ..ss2d.routes import Route
 from . import torch_blocked
 
@@ -41,13 +49,100 @@ def _scan_backward(dy, *sequence):
 _COMPILED = torch_blocked.Scans(_scan, _scan_backward)
 
 
+class _Tokens:
+    """A grid of tokens on its way through the compiled passes."""
+
+    def __init__(self, xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps):
+        batch, height, width, both = xz.shape
+        self.channels = both // 2
+        self.directions = [tuple(t.detach().float() for t in direction) for direction in directions]
+        lines, line = (height, width) if axis == 'row' else (width, height)
+        span = line if pool else 1
+        self.tasks = batch * lines
+        self.pooled_shape = (2, batch, lines * line // span, self.channels)
+        self.sizes = dict(
+            batch=batch,
+            lines=lines,
+            line=line,
+            span=span,
+            outer=width if axis == 'row' else 1,
+            inner=1 if axis == 'row' else width,
+            channels=self.channels,
+            normed=norm_weight is not None,
+            share=scaling / span,
+            eps=eps,
+        )
+        self.tensors = dict(
+            xz=xz.detach().float().contiguous(),
+            taps=torch.stack([direction[0][:, 0].T for direction in self.directions]).contiguous(),
+            bias=torch.stack([direction[1] for direction in self.directions]),
+            skip=torch.stack([direction[6] for direction in self.directions]),
+        )
+        if norm_weight is not None:
+            self.tensors['norm'] = torch.stack([norm_weight, norm_bias]).detach().float()
+        self.pooled = self.empty(*self.pooled_shape)
+        self.run(passes.pool(), pooled=self.pooled)
+        self.tensors['scanned'] = torch.stack(
+            [
+                torch_blocked.scan_pooled(s, direction, bool(reverse), _COMPILED)
+                for reverse, (s, direction) in enumerate(zip(self.pooled, self.directions, strict=True))
+            ]
+        )
+
+    def empty(self, *shape):
+        return torch.empty(shape)
+
+    def run(self, function, **more):
+        """Run a pass over all lines; it reads and writes `tensors` and `more`."""
+        job = np.zeros((), passes.JOB)
+        for name, number in self.sizes.items():
+            job[name] = number
+        for name, tensor in (self.tensors | more).items():
+            job[name] = address(tensor)
+        run(function, job.ctypes.data, self.tasks)
+
+
+def _takes(directions, pool):
+    """Whether the compiled passes are made for these: what published models have. The rest runs in PyTorch."""
+    conv_weight = directions[0][0]
+    same = all(direction[0].shape[2] == passes.TAPS for direction in directions)
+    return same and pool != 'max' and conv_weight.shape[0] % LANES == 0
+
+
 @torch.no_grad()
-def forward(*arguments):
+def forward(xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps):
     """See `mmvmamba.kernels.pooled_scan`."""
-    return torch_blocked.forward(*arguments, scans=_COMPILED)
+    arguments = (xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps)
+    if not _takes(directions, pool):
+        return torch_blocked.forward(*arguments, scans=_COMPILED)
+    tokens = _Tokens(*arguments)
+    out = tokens.empty(*xz.shape[:3], tokens.channels)
+    tokens.run(passes.finish(), out=out)
+    return out.to(xz.dtype)
 
 
 @torch.no_grad()
-def backward(*arguments):
+def backward(dout, xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps):
     """See `torch_blocked.backward`."""
-    return torch_blocked.backward(*arguments, scans=_COMPILED)
+    arguments = (xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps)
+    if not _takes(directions, pool):
+        return torch_blocked.backward(dout, *arguments, scans=_COMPILED)
+    tokens = _Tokens(*arguments)
+    channels, tasks = tokens.channels, tokens.tasks
+    dxz, dy = tokens.empty(*xz.shape), tokens.empty(*dout.shape)
+    dscanned = tokens.empty(*tokens.pooled_shape[1:])
+    dnorm, sums = tokens.empty(tasks, 2, channels), tokens.empty(tasks, 2, passes.TAPS + 2, channels)
+    dout = dout.float().contiguous()
+    tokens.run(passes.unfinish(), dout=dout, dxz=dxz, dy=dy, dscanned=dscanned, dnorm=dnorm)
+    dpooled, of_scans = [], []
+    for reverse, (s, direction) in enumerate(zip(tokens.pooled, tokens.directions, strict=True)):
+        ds, *of_scan = torch_blocked.scan_pooled_backward(dscanned, s, direction, bool(reverse), _COMPILED)
+        dpooled.append(ds)
+        of_scans.append(of_scan)
+    tokens.run(passes.unpool(), dxz=dxz, dy=dy, dpooled=torch.stack(dpooled), sums=sums)
+    grads = []
+    for way, of_scan in zip(sums.sum(0), of_scans, strict=True):
+        taps, bias, skip = (part.clone() for part in way.split([passes.TAPS, 1, 1]))
+        grads += [taps.T[:, None], bias[0], *of_scan, skip[0]]
+    of_norm = (t.clone() for t in dnorm.sum(0)) if norm_weight is not None else (torch.empty(0), torch.empty(0))
+    return dxz, *grads, *of_norm

@@ -162,15 +162,32 @@ class Scans(NamedTuple):
 VECTORISED = Scans(_scan, _scan_backward)
 
 
+def scan_pooled(s, direction, reverse, scans):
+    """One direction's projections and scan of the pooled `(B, S, D)`."""
+    _, _, x_proj_weight, dt_weight, dt_bias, A, _ = direction
+    _, step, Bs, Cs = _short_inputs(s, x_proj_weight, dt_weight, dt_bias, A.shape[1])
+    return scans.forward(s, time_step(step, softplus=True), A, Bs, Cs, reverse)
+
+
+def scan_pooled_backward(dv, s, direction, reverse, scans):
+    """From the gradient of `scan_pooled` to that of `s`, and to those of x_proj_weight, dt_weight, dt_bias, A."""
+    _, _, x_proj_weight, dt_weight, dt_bias, A, _ = direction
+    dts, step, Bs, Cs = _short_inputs(s, x_proj_weight, dt_weight, dt_bias, A.shape[1])
+    ds, ddt, dA, dBs, dCs = scans.backward(dv, s, time_step(step, softplus=True), A, Bs, Cs, reverse)
+    dstep = time_step_grad(ddt, step, softplus=True)
+    dprojected = torch.cat([dstep @ dt_weight, dBs, dCs], dim=2)
+    dx_proj = dprojected.flatten(0, 1).T @ s.flatten(0, 1)
+    ddt_weight = dstep.flatten(0, 1).T @ dts.flatten(0, 1)
+    return ds + dprojected @ x_proj_weight, dx_proj, ddt_weight, dstep.sum((0, 1)), dA
+
+
 def _tokens(x, directions, pool, scaling, scans):
     """Both directions: each one's convolution before SiLU, and the sum of what both scans and skips give a token."""
     convolved, total = [], None
-    for reverse, (conv_weight, conv_bias, x_proj_weight, dt_weight, dt_bias, A, Ds) in enumerate(directions):
-        p = _convolve(x, conv_weight, conv_bias, bool(reverse))
-        u = F.silu(p)
-        s = _pool(u, pool, scaling)
-        _, step, Bs, Cs = _short_inputs(s, x_proj_weight, dt_weight, dt_bias, A.shape[1])
-        v = scans.forward(s, time_step(step, softplus=True), A, Bs, Cs, bool(reverse))
+    for reverse, direction in enumerate(directions):
+        p = _convolve(x, direction[0], direction[1], bool(reverse))
+        u, Ds = F.silu(p), direction[-1]
+        v = scan_pooled(_pool(u, pool, scaling), direction, bool(reverse), scans)
         v = v.view_as(u) if pool is None else v[:, :, None]
         total = torch.addcmul(v, u, Ds) if total is None else total.addcmul_(u, Ds).add_(v)
         convolved.append(p)
@@ -232,21 +249,15 @@ def _finish_backward(dout, dz, y, z, norm, dnorm, eps):
 
 def _direction_backward(dy, dx, x, p, direction, grads, reverse, pool, scaling, scans):
     """Add one direction's gradients to `grads` (in the order of its tensors) and to `dx`."""
-    conv_weight, _, x_proj_weight, dt_weight, dt_bias, A, Ds = direction
+    conv_weight, Ds = direction[0], direction[-1]
     u = F.silu(p)
     s = _pool(u, pool, scaling)
-    dts, step, Bs, Cs = _short_inputs(s, x_proj_weight, dt_weight, dt_bias, A.shape[1])
     dv = dy.flatten(1, 2) if pool is None else dy.sum(2)
-    ds, ddt, dA, dBs, dCs = scans.backward(dv, s, time_step(step, softplus=True), A, Bs, Cs, reverse)
-    dstep = time_step_grad(ddt, step, softplus=True)
-    dprojected = torch.cat([dstep @ dt_weight, dBs, dCs], dim=2)
-    ds += dprojected @ x_proj_weight
+    ds, *of_scan = scan_pooled_backward(dv, s, direction, reverse, scans)
     du = dy * Ds
     dDs = (dy * u).sum((0, 1, 2))
     _pool_backward(ds, du, u, pool, scaling)
     gate = torch.sigmoid(p)
     dconv = _convolve_backward(du.mul_(gate * (1 + p * (1 - gate))), dx, x, conv_weight, reverse)
-    dx_proj = dprojected.flatten(0, 1).T @ s.flatten(0, 1)
-    ddt_weight = dstep.flatten(0, 1).T @ dts.flatten(0, 1)
-    for total, grad in zip(grads, (*dconv, dx_proj, ddt_weight, dstep.sum((0, 1)), dA, dDs), strict=True):
+    for total, grad in zip(grads, (*dconv, *of_scan, dDs), strict=True):
         total += grad

@@ -4,10 +4,12 @@ import itertools
 
 import pytest
 import torch
-from mmvmamba.kernels import BACKENDS, Direction, pooled_scan
+from mmvmamba.kernels import BACKENDS, pooled_scan
 from mmvmamba.kernels.pooled_scan import reference, torch_blocked
 from mmvmamba.kernels.pooled_scan.op import _operator
 from mmvmamba.kernels.testing import TOLERANCE, assert_close, output_and_gradients
+from mmvmamba.kernels.testing import pooled_scan_by_name as call
+from mmvmamba.kernels.testing import pooled_scan_inputs as inputs
 
 CASES = {
     'plain': dict(),
@@ -26,9 +28,19 @@ CASES = {
     'batch0': dict(batch=0),
     'batch1': dict(batch=1, height=17, width=16),
 }
+VECTORS = {
+    'one_row': dict(height=1, width=9),
+    'one_column': dict(height=9, width=1),
+    'one_token': dict(height=1, width=1),
+    'lines_shorter_than_the_window': dict(height=3, width=2),
+    'primes': dict(height=11, width=7),
+    'n16': dict(states=16, height=3, width=5),
+    'no_norm': dict(norm=False),
+    'batch0': dict(batch=0),
+    'batch3': dict(batch=3, channels=48),
+}
 AXES = ['row', 'column']
 POOLS = ['mean', 'max', None]
-WAYS = ('forth', 'back')
 ON_CPU = [name for name in BACKENDS if name not in ('reference', 'triton') and _operator.why_not(name, 'cpu') is None]
 
 
@@ -41,39 +53,6 @@ def pooled_backend(request):
 @pytest.fixture(params=['reference', *ON_CPU])
 def pooled_backend_or_reference(request):
     return request.param
-
-
-def inputs(
-    batch=2, height=5, width=7, channels=8, states=2, rank=3, window=4, norm=True, dtype=torch.float32, parameter=None
-):
-    """Random arguments by name, the directions' tensors as `forth_A` and so on; parameters float32 beside half."""
-    generator = torch.Generator().manual_seed(0)
-    parameter = parameter or (dtype if dtype == torch.float64 else torch.float32)
-
-    def normal(*shape, scale=1.0):
-        return (torch.randn(*shape, generator=generator, dtype=torch.float64) * scale).to(parameter)
-
-    arguments = {'xz': normal(batch, height, width, 2 * channels).to(dtype)}
-    for way in WAYS:
-        direction = Direction(
-            conv_weight=normal(channels, 1, window, scale=window**-0.5),
-            conv_bias=normal(channels, scale=0.5),
-            x_proj_weight=normal(rank + 2 * states, channels, scale=channels**-0.5),
-            dt_weight=normal(channels, rank, scale=rank**-0.5),
-            dt_bias=normal(channels) - 1,
-            A=-torch.exp(normal(channels, states, scale=0.5)),
-            Ds=normal(channels),
-        )
-        arguments.update({f'{way}_{field}': value for field, value in direction._asdict().items()})
-    if norm:
-        arguments.update(norm_weight=1 + normal(channels, scale=0.2), norm_bias=normal(channels, scale=0.2))
-    return arguments
-
-
-def call(xz, norm_weight=None, norm_bias=None, *, axis='row', pool='mean', scaling=1.0, backend='auto', **tensors):
-    """`pooled_scan` of flat arguments."""
-    ways = [Direction(*(tensors[f'{way}_{field}'] for field in Direction._fields)) for way in WAYS]
-    return pooled_scan(xz, *ways, norm_weight, norm_bias, axis=axis, pool=pool, scaling=scaling, backend=backend)
 
 
 def exact(arguments):
@@ -90,6 +69,25 @@ def test_matches_reference(case, axis, pool, pooled_backend):
     assert_close('y', y, expected, TOLERANCE[torch.float32])
     for name, grad in grads.items():
         assert_close(name, grad, expected_grads[name], TOLERANCE[torch.float32])
+
+
+@pytest.mark.skipif('cpu' not in ON_CPU, reason='numba is not installed')
+@pytest.mark.parametrize('pool', ['mean', None])
+@pytest.mark.parametrize('axis', AXES)
+@pytest.mark.parametrize('case', VECTORS)
+def test_compiled_passes_match_reference(case, axis, pool, monkeypatch):
+    """Whole vectors of channels and windows of four: nothing of the vectorised backend's two passes is used."""
+    arguments = inputs(**{'channels': 32, **VECTORS[case]})
+    expected, expected_grads = output_and_gradients(call, exact(arguments), axis=axis, pool=pool, backend='reference')
+    for name in ('forward', 'backward'):
+        monkeypatch.delattr(torch_blocked, name)
+    y, grads = output_and_gradients(call, arguments, axis=axis, pool=pool, backend='cpu')
+    again, grads_again = output_and_gradients(call, arguments, axis=axis, pool=pool, backend='cpu')
+    assert_close('y', y, expected, TOLERANCE[torch.float32])
+    assert torch.equal(y, again)
+    for name, grad in grads.items():
+        assert_close(name, grad, expected_grads[name], TOLERANCE[torch.float32])
+        assert torch.equal(grad, grads_again[name]), name
 
 
 @pytest.mark.parametrize('pool', ['mean', 'max'])
