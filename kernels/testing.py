@@ -6,8 +6,12 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from .pooled_scan.op import Direction, pooled_scan
+
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """Relative error by norm that a backend may show against the reference, per input dtype."""
+
+_WAYS = ('forth', 'back')
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -62,6 +66,51 @@ def ss2d_inputs(batch=2, height=5, width=7, channels=8, states=1, rank=3, dtype=
         'As': -torch.exp(normal(4 * channels, states, scale=0.5, dtype=parameter)),
         'Ds': normal(4 * channels, dtype=parameter),
     }
+
+
+def pooled_scan_inputs(
+    batch=2,
+    height=5,
+    width=7,
+    channels=8,
+    states=2,
+    rank=3,
+    window=4,
+    norm=True,
+    dtype=torch.float32,
+    parameter=None,
+    device='cpu',
+):
+    """Random arguments of `pooled_scan_by_name`; parameters are float32 beside half precision, or `parameter`."""
+    generator = torch.Generator().manual_seed(0)
+    parameter = parameter or (dtype if dtype == torch.float64 else torch.float32)
+
+    def normal(*shape, scale=1.0):
+        return (torch.randn(*shape, generator=generator, dtype=torch.float64) * scale).to(device, parameter)
+
+    arguments = {'xz': normal(batch, height, width, 2 * channels).to(dtype)}
+    for way in _WAYS:
+        direction = Direction(
+            conv_weight=normal(channels, 1, window, scale=window**-0.5),
+            conv_bias=normal(channels, scale=0.5),
+            x_proj_weight=normal(rank + 2 * states, channels, scale=channels**-0.5),
+            dt_weight=normal(channels, rank, scale=rank**-0.5),
+            dt_bias=normal(channels) - 1,
+            A=-torch.exp(normal(channels, states, scale=0.5)),
+            Ds=normal(channels),
+        )
+        arguments.update({f'{way}_{field}': value for field, value in direction._asdict().items()})
+    if norm:
+        arguments.update(norm_weight=1 + normal(channels, scale=0.2), norm_bias=normal(channels, scale=0.2))
+    return arguments
+
+
+def pooled_scan_by_name(
+    xz, norm_weight=None, norm_bias=None, *, axis='row', pool='mean', scaling=1.0, backend='auto', **tensors
+):
+    """`pooled_scan` with its directions' tensors as arguments of their own: `forth_A`, `back_A` and so on."""
+    ways = [Direction(*(tensors[f'{way}_{field}'] for field in Direction._fields)) for way in _WAYS]
+    return pooled_scan(xz, *ways, norm_weight, norm_bias, axis=axis, pool=pool, scaling=scaling, backend=backend)
 
 
 def output_and_gradients(function, arguments: dict, seed=0, **options):

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -49,7 +50,7 @@ class Report(NamedTuple):
         return '; '.join(parts)
 
 
-def load(source, model: nn.Module) -> Report:
+def load(source, model: nn.Module, *, trust: bool = False) -> Report:
     """Load published or own weights into a backbone, a detector or a segmentor, strictly.
 
     Understood: a file, a URL or a dict; containers `model`, `model_ema`, `state_dict`, `state_dict_ema` (averaged
@@ -61,6 +62,7 @@ def load(source, model: nn.Module) -> Report:
     Args:
         source: path, URL, or names to tensors (in a container or not).
         model: built like what the weights come from.
+        trust: see `read_file`.
 
     Returns:
         What was loaded, dropped, left alone; also logged.
@@ -71,8 +73,7 @@ def load(source, model: nn.Module) -> Report:
             not fit, up to 20 of each kind, with a guess at the architecture.
     """
     label = 'a dict' if isinstance(source, Mapping) else str(source)
-    content = dict(source) if isinstance(source, Mapping) else read_file(_local(source))
-    container, state_dict = _parameters(content, label)
+    container, state_dict = _parameters(_content(source, trust), label)
     state_dict = {name.removeprefix('module.'): value for name, value in state_dict.items()}
     _refuse_non_finite(state_dict, label)
     backbone = model if hasattr(model, 'family') else getattr(model, 'backbone', None)
@@ -100,6 +101,10 @@ def load(source, model: nn.Module) -> Report:
     return report
 
 
+def _content(source, trust: bool) -> dict:
+    return dict(source) if isinstance(source, Mapping) else read_file(_local(source), trust=trust)
+
+
 def _local(source: str | Path) -> Path:
     """The path of a file, downloaded first if it is a URL."""
     if urlparse(str(source)).scheme not in ('http', 'https'):
@@ -123,11 +128,12 @@ def _parameters(content: Mapping, label: str) -> tuple[str, dict[str, torch.Tens
     return container, dict(found)
 
 
-def read(path: str | Path) -> dict[str, torch.Tensor]:
+def read(path: str | Path, *, trust: bool = False) -> dict[str, torch.Tensor]:
     """Read the parameters of a checkpoint, untranslated, without running anything that is in it.
 
     Args:
         path: a `.safetensors` file, or a file of `torch.save` with a state dict, bare or in a container.
+        trust: see `read_file`.
 
     Returns:
         Names to tensors, on the CPU.
@@ -136,11 +142,16 @@ def read(path: str | Path) -> dict[str, torch.Tensor]:
         FileNotFoundError: no such file.
         CheckpointError: a file that is truncated, damaged, carries code, or holds no parameters.
     """
-    return _parameters(read_file(path), str(path))[1]
+    return _parameters(read_file(path, trust=trust), str(path))[1]
 
 
-def read_file(path: str | Path) -> dict:
-    """Read a whole checkpoint file, training state included, refusing code. See `read`."""
+def read_file(path: str | Path, *, trust: bool = False) -> dict:
+    """Read a whole checkpoint file, training state included. See `read`.
+
+    Args:
+        path: as for `read`.
+        trust: unpickle whatever the file holds, which runs whatever code it carries. Otherwise such a file is refused.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist')
@@ -153,30 +164,47 @@ def read_file(path: str | Path) -> dict:
         except SafetensorError as error:
             raise CheckpointError(f'{path} is truncated or damaged ({error}); get the file again') from error
     try:
-        with _mmengine_types():
-            content = torch.load(path, map_location='cpu', weights_only=True)
+        with contextlib.nullcontext() if trust else _harmless_types():
+            content = torch.load(path, map_location='cpu', weights_only=not trust)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        if trust:
+            raise CheckpointError(f'{path} is truncated or damaged ({_reason(error)}); get the file again') from error
         raise CheckpointError(
             f'{path} is damaged, or carries objects that are not parameters, which could run code and are refused: '
-            f'{reason}'
+            f'{_reason(error)}. If you trust where the file comes from: trust=True, or --trust-checkpoint of the tools'
         ) from error
+    except (ImportError, AttributeError) as error:  # only a trusted file imports anything
+        raise CheckpointError(f'{path} needs something to be unpickled that is not installed here: {error}') from error
     except (RuntimeError, EOFError, OSError, KeyError) as error:
-        raise CheckpointError(
-            f'{path} is truncated or damaged ({str(error).splitlines()[0]}); get the file again'
-        ) from error
+        raise CheckpointError(f'{path} is truncated or damaged ({_reason(error)}); get the file again') from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f'{path} holds a {type(content).__name__}; expected a mapping of names to tensors')
     return dict(content)
 
 
-def _mmengine_types():
-    """Allow the few harmless types with which mmengine records training state."""
+def _reason(error: Exception) -> str:
+    """What torch found, without the advice that it wraps around it."""
+    lines = str(error.__context__ or error).strip().splitlines()
+    return lines[0].rstrip('.') if lines else type(error).__name__
+
+
+# Settings that published files carry beside their parameters. They are read into plain containers under the same names,
+# so that nothing of the packages they come from is imported or run. The reader fills exact OrderedDicts only.
+_SETTINGS = [
+    type('CfgNode', (), {'__module__': 'yacs.config', '__new__': lambda cls: OrderedDict()}),
+    type('Namespace', (), {'__module__': 'argparse'}),
+]
+
+
+def _harmless_types():
+    """Allow settings, and the few harmless types with which mmengine records training state."""
+    if not hasattr(torch.serialization, 'safe_globals'):  # torch 2.4: parameters alone
+        return contextlib.nullcontext()
     try:
         from mmengine.runner.checkpoint import get_torch_safe_globals
     except ImportError:  # the original mmengine, whose own loader asks for no list
-        return contextlib.nullcontext()
-    return torch.serialization.safe_globals(get_torch_safe_globals())
+        return torch.serialization.safe_globals(_SETTINGS)
+    return torch.serialization.safe_globals([*get_torch_safe_globals(), *_SETTINGS])
 
 
 def _refuse_non_finite(state_dict, label) -> None:
@@ -286,11 +314,11 @@ def architecture(state_dict: Mapping[str, torch.Tensor]) -> str:
     return ''
 
 
-def recognise(source) -> tuple[str, str]:
+def recognise(source, *, trust: bool = False) -> tuple[str, str]:
     """Tell the backbone in a checkpoint by its shapes.
 
     Args:
-        source: as for `load`.
+        source, trust: as for `load`.
 
     Returns:
         Family ('vmamba' or 'fastvim') and architecture.
@@ -299,7 +327,7 @@ def recognise(source) -> tuple[str, str]:
         FileNotFoundError, CheckpointError: as `load`; also for shapes of no published architecture.
     """
     label = 'a dict' if isinstance(source, Mapping) else str(source)
-    _, found = _parameters(dict(source) if isinstance(source, Mapping) else read_file(_local(source)), label)
+    _, found = _parameters(_content(source, trust), label)
     state_dict = {name.removeprefix('module.').removeprefix('backbone.'): value for name, value in found.items()}
     family = 'fastvim' if 'pos_embed' in state_dict else 'vmamba'
     name = architecture(_TRANSLATIONS[family](state_dict, {}))

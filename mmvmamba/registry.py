@@ -3,12 +3,28 @@
 `type='mmvmamba.VMamba'` finds our classes from any toolbox with nothing imported first. Our classes are also put into
 mmengine's root nodes, which every toolbox searches last, so that `type='VMamba'` works in mmdet and in mmseg alike
 after `custom_imports=dict(imports=['mmvmamba.models'])`.
+
+The package's name goes into mmengine's list of packages with a `model-index.yml`, so that the inferencers of the
+toolboxes find our configs by name with `scope='mmvmamba'`. The configs name their toolbox by `_scope_` where an
+inferencer builds from them.
 """
 
 from mmengine import registry as root
+from mmengine.config.utils import MODULE2PACKAGE
+
+MODULE2PACKAGE.setdefault('mmvmamba', 'mmvmamba')
 
 MODELS = root.Registry('model', parent=root.MODELS, scope='mmvmamba', locations=['mmvmamba.models'])
+DATASETS = root.Registry(
+    'dataset',
+    parent=root.DATASETS,
+    scope='mmvmamba',
+    locations=['mmvmamba.datasets'],
+)
 HOOKS = root.Registry('hook', parent=root.HOOKS, scope='mmvmamba', locations=['mmvmamba.engine'])
+OPTIM_WRAPPERS = root.Registry(
+    'optimizer wrapper', parent=root.OPTIM_WRAPPERS, scope='mmvmamba', locations=['mmvmamba.engine']
+)
 OPTIM_WRAPPER_CONSTRUCTORS = root.Registry(
     'optimizer wrapper constructor',
     parent=root.OPTIM_WRAPPER_CONSTRUCTORS,

@@ -14,6 +14,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmvmamba import checkpoints
+from mmvmamba.datasets.checks import BadSampleError
 from mmvmamba.engine import launch
 
 
@@ -69,15 +70,21 @@ def main(argv: list[str] | None = None) -> int:
     try:
         cfg = configure(arguments)
         launch.join_processes(cfg)
-        checkpoints.read(arguments.checkpoint)  # a file that is no checkpoint is refused before a model is built
+        trust = arguments.trust_checkpoint
+        checkpoints.read(arguments.checkpoint, trust=trust)  # what is no checkpoint is refused before a model is built
         runner = Runner.from_cfg(cfg)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        report = checkpoints.load(arguments.checkpoint, model.module if arguments.tta else model)
+        report = checkpoints.load(arguments.checkpoint, model.module if arguments.tta else model, trust=trust)
         runner.logger.info(report)
     except (FileNotFoundError, ValueError) as error:
         print(f'test.py: {error}', file=sys.stderr)
         return 2
-    runner.test()
+    try:
+        runner.test()
+    except BadSampleError as error:
+        reason = str(error).strip().splitlines()[-1]  # behind the traceback of a worker, if there was one
+        print(f'test.py: {reason}', file=sys.stderr)
+        return 1
     return 0
 
 

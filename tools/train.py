@@ -10,12 +10,13 @@ Examples:
 import argparse
 import os
 import sys
-from pathlib import Path
 
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.registry import RUNNERS
 
 from mmvmamba import checkpoints
-from mmvmamba.engine import launch
+from mmvmamba.datasets.checks import BadSampleError
+from mmvmamba.engine import durable, launch
+from mmvmamba.engine.nonfinite import NonFiniteError
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -29,48 +30,61 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar='PATH',
         help='go on from a checkpoint; without PATH (or with auto) from the newest in the work folder',
     )
-    parser.add_argument('--amp', action='store_true', help='mixed precision, bfloat16')
-    parser.add_argument('--amp-dtype', choices=('bfloat16', 'float16'), default='bfloat16', help='precision of --amp')
+    parser.add_argument(
+        '--amp', nargs='?', const='bf16', choices=launch.PRECISIONS, help='mixed precision; bf16 unless fp16 is said'
+    )
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the actual batch size')
     launch.add_arguments(parser)
     return parser.parse_args(argv)
 
 
 def configure(arguments: argparse.Namespace):
-    """The config with everything the command line says, checked."""
+    """The config with everything the command line says, checked, and what the log must say about it."""
+    notes = []
     cfg = launch.load_config(arguments.config, arguments.cfg_options)
     launch.task_of(cfg)
     launch.prepare(cfg, arguments.launcher, arguments.work_dir)
     launch.check_data(cfg, ('train', 'val'))
     if arguments.amp:
-        launch.enable_amp(cfg, arguments.amp_dtype)
+        launch.enable_amp(cfg, arguments.amp)
     if arguments.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ValueError(f'--auto-scale-lr: {arguments.config} does not say auto_scale_lr.base_batch_size')
         cfg.auto_scale_lr.enable = True
     if arguments.resume == 'auto':
-        latest = find_latest_checkpoint(cfg.work_dir) if Path(cfg.work_dir).is_dir() else None
-        if latest is None:
-            print(f'--resume: no checkpoint in {cfg.work_dir}, starting from the beginning')
-        arguments.resume = latest
+        arguments.resume, damaged = durable.latest(cfg.work_dir)
+        if arguments.resume is None:
+            notes.append(f'--resume: no checkpoint in {cfg.work_dir}, starting from the beginning')
+        notes += [f'--resume: {reason}; going on from {arguments.resume} instead' for reason in damaged]
+    elif arguments.resume is not None:
+        checkpoints.read_file(arguments.resume, trust=arguments.trust_checkpoint)
     if arguments.resume is None and cfg.get('load_from'):
-        checkpoints.read(cfg.load_from)
+        checkpoints.read(cfg.load_from, trust=arguments.trust_checkpoint)
+    if arguments.trust_checkpoint and cfg.model.get('backbone', {}).get('init_cfg'):
+        cfg.model.backbone.init_cfg.trust = True
     if arguments.resume is not None:
-        checkpoints.read_file(arguments.resume)
         cfg.resume, cfg.load_from = True, arguments.resume
-    return cfg
+    return cfg, notes
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     os.environ.setdefault('LOCAL_RANK', str(arguments.local_rank))
     try:
-        cfg = configure(arguments)
+        cfg, notes = configure(arguments)
         launch.join_processes(cfg)
     except (FileNotFoundError, ValueError) as error:
         print(f'train.py: {error}', file=sys.stderr)
         return 2
-    Runner.from_cfg(cfg).train()
+    runner = RUNNERS.build(cfg)  # mmengine's Runner, unless the config's runner_type says otherwise
+    for note in notes:
+        runner.logger.warning(note)
+    try:
+        runner.train()
+    except (BadSampleError, NonFiniteError) as error:
+        reason = str(error).strip().splitlines()[-1]  # behind the traceback of a worker, if there was one
+        print(f'train.py: {reason}', file=sys.stderr)
+        return 1
     return 0
 
 

@@ -1,4 +1,5 @@
-# Shared by detection and segmentation.
+# Shared by detection and segmentation. `_scope_`, here and there in this folder, names the toolbox of what an
+# inferencer builds: it runs in our scope when it was given one of our names.
 custom_imports = dict(imports=['mmvmamba.models'], allow_failed_imports=False)
 
 env_cfg = dict(
@@ -16,4 +17,7 @@ auto_scale_lr = dict(enable=False, base_batch_size=16)
 
 # What a run draws at random depends on the seed and the position in training, so a resumed run repeats itself.
 randomness = dict(seed=0)
-custom_hooks = [dict(type='mmvmamba.ReproducibleRandomness')]
+custom_hooks = [
+    dict(type='mmvmamba.ReproducibleRandomness'),
+    dict(type='mmvmamba.NonFiniteGuard', action='stop'),  # or 'skip'
+]

@@ -34,14 +34,14 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(512, 128), keep_ratio=True),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='PackSegInputs'),
+    dict(type='LoadImageFromFile', _scope_='mmseg'),
+    dict(type='Resize', _scope_='mmseg', scale=(512, 128), keep_ratio=True),
+    dict(type='LoadAnnotations', _scope_='mmseg', reduce_zero_label=True),
+    dict(type='PackSegInputs', _scope_='mmseg'),
 ]
 # ADE20KDataset insists on ADE20K's classes; the layout and the label files are the same
 dataset = dict(
-    type='BaseSegDataset',
+    type='mmvmamba.CheckedSegDataset',
     data_root=data_root,
     metainfo=metainfo,
     img_suffix='.jpg',

@@ -3,7 +3,7 @@
 import torch
 
 from .. import dispatch, gradients
-from ..arguments import check_like, check_tensor
+from ..arguments import check_like, check_same_dtype, check_tensor
 from . import torch_conv
 
 _PYTORCH = 'torch_conv'
@@ -34,6 +34,8 @@ def depthwise_conv_silu(x, weight, bias=None, *, backend='auto'):
     check_tensor(name, 'x', x, 4, '(B, H, W, D)')
     check_tensor(name, 'weight', weight, 4, '(D, 1, k, k)')
     size = weight.shape[-1]
+    if 0 in x.shape[1:]:
+        raise ValueError(f'{name}: x has shape {tuple(x.shape)}; only the batch may be empty, H, W and D may not')
     if size % 2 == 0:
         raise ValueError(f'{name}: weight has shape {tuple(weight.shape)}; expected (D, 1, k, k) with k odd')
     check_like(name, 'weight', weight, {'D': x.shape[3], '1': 1, 'k': size, 'k ': size}, 'x', x)
@@ -41,6 +43,8 @@ def depthwise_conv_silu(x, weight, bias=None, *, backend='auto'):
         check_like(name, 'bias', bias, {'D': x.shape[3]}, 'x', x)
     chosen = dispatch.choose(name, backend, x.device.type, x.dtype)
     if chosen != 'triton':
+        if not torch.is_autocast_enabled(x.device.type):  # which would convert them
+            check_same_dtype(name, 'x', x, weight=weight, **({} if bias is None else {'bias': bias}))
         return torch_conv.depthwise_conv_silu(x, weight, bias)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))

@@ -1,6 +1,18 @@
 """What training and testing need beyond the toolboxes; importing it registers the hooks and constructors."""
 
+from .durable import DurableCheckpointHook
 from .layer_decay import LayerDecayConstructor
+from .mixed_precision import CpuAmpOptimWrapper
+from .nonfinite import NonFiniteGuard
 from .randomness import ReproducibleRandomness, seed_worker
+from .sharding import wrap_blocks
 
-__all__ = ['LayerDecayConstructor', 'ReproducibleRandomness', 'seed_worker']
+__all__ = [
+    'CpuAmpOptimWrapper',
+    'DurableCheckpointHook',
+    'LayerDecayConstructor',
+    'NonFiniteGuard',
+    'ReproducibleRandomness',
+    'seed_worker',
+    'wrap_blocks',
+]

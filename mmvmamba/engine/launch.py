@@ -29,9 +29,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override entries of the config'
     )
+    add_trust(parser)
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none', help='job launcher')
     # torch.distributed.launch of older versions passes it
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add the way out for checkpoints that `mmvmamba.checkpoints` refuses because they may carry code."""
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='read checkpoints that hold more than parameters; they can run any code, so know where they come from',
+    )
 
 
 def load_config(path: str | Path, options: dict | None = None) -> Config:
@@ -128,8 +138,22 @@ def prepare(cfg: Config, launcher: str, work_dir: str | None) -> None:
         cfg.env_cfg.dist_cfg.backend = 'gloo'
         if cfg.get('model_wrapper_cfg') is None:  # mmengine's default names a GPU
             cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+        if cfg.get('strategy', {}).get('type') == 'FSDPStrategy':
+            cfg.strategy.setdefault('model_wrapper', {}).device_id = 'cpu'
+            if cfg.strategy.get('state_dict_cfg') == 'full':
+                cfg.strategy.state_dict_cfg = _full_state_dict_on_a_cpu()
     if (launcher == 'none' or not cuda) and _replace_sync_batch_norm(cfg.model):
         print_log('SyncBN needs several GPUs: training with BN instead', logger='current', level=logging.WARNING)
+
+
+def _full_state_dict_on_a_cpu() -> dict:
+    """mmengine's 'full' without the moving to the CPU, at which PyTorch's FSDP crashes if the tensors are there."""
+    options = dict(offload_to_cpu=False, rank0_only=False)
+    return dict(
+        state_dict_type='FULL_STATE_DICT',
+        state_dict_config=dict(type='FullStateDictConfig', **options),
+        optim_state_dict_config=dict(type='FullOptimStateDictConfig', **options),
+    )
 
 
 def join_processes(cfg: Config) -> None:
@@ -161,24 +185,28 @@ def _replace_sync_batch_norm(node) -> bool:
     return found
 
 
-def enable_amp(cfg: Config, dtype: str) -> None:
+PRECISIONS = {'bf16': 'bfloat16', 'fp16': 'float16'}
+
+
+def enable_amp(cfg: Config, precision: str) -> None:
     """Train in mixed precision.
 
     Args:
         cfg: the config; its optimizer wrapper must be a plain or already a mixed-precision one.
-        dtype: 'bfloat16' (no loss scaling) or 'float16' (dynamic loss scaling).
+        precision: 'bf16' (no loss scaling) or 'fp16' (dynamic loss scaling).
 
     Raises:
-        ValueError: another optimizer wrapper, or no GPU, which mmengine's mixed precision needs.
+        ValueError: another precision or optimizer wrapper.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f'--amp: {precision!r} is unknown; expected one of {list(PRECISIONS)}')
     wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise ValueError(f'--amp: optim_wrapper.type is {wrapper!r}; expected OptimWrapper or AmpOptimWrapper')
-    if not torch.cuda.is_available():
-        raise ValueError('--amp: mixed-precision training needs a GPU, and torch sees none here; leave --amp out')
-    cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    cfg.optim_wrapper.dtype = dtype
-    cfg.optim_wrapper.loss_scale = 'dynamic' if dtype == 'float16' else 1.0
+    cfg.optim_wrapper.type = 'AmpOptimWrapper' if torch.cuda.is_available() else 'mmvmamba.CpuAmpOptimWrapper'
+    cfg.optim_wrapper.dtype = PRECISIONS[precision]
+    # a scaler that is off also spares a look at the gradients each step
+    cfg.optim_wrapper.loss_scale = dict(enabled=precision == 'fp16')
 
 
 def enable_tta(cfg: Config) -> None:

@@ -22,6 +22,11 @@ def _seed_all(*position: int) -> None:
     torch.manual_seed(int(words[2]))
 
 
+def seed_iteration(runner, iteration: int) -> None:
+    """Seed what the model draws in an iteration."""
+    _seed_all(runner.seed, _MODEL, iteration, runner.rank)
+
+
 @HOOKS.register_module()
 class ReproducibleRandomness(Hook):
     """Seed every generator anew at each epoch and each iteration.
@@ -44,7 +49,7 @@ class ReproducibleRandomness(Hook):
             _seed_all(runner.seed, _DATA, runner.iter, runner.rank)
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        _seed_all(runner.seed, _MODEL, runner.iter, runner.rank)
+        seed_iteration(runner, runner.iter)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         _seed_all(runner.seed, _DATA, runner.iter + 1, runner.rank)

@@ -66,13 +66,17 @@ def test_a_cpu_gets_gloo_and_plain_batch_norm(tmp_path, monkeypatch):
 
 
 def test_amp_sets_the_wrapper(monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    for dtype, scale in (('bfloat16', 1.0), ('float16', 'dynamic')):
-        cfg = Config(dict(optim_wrapper=dict(type='OptimWrapper')))
-        launch.enable_amp(cfg, dtype)
-        assert cfg.optim_wrapper == dict(type='AmpOptimWrapper', dtype=dtype, loss_scale=scale)
+    for cuda, wrapper in ((True, 'AmpOptimWrapper'), (False, 'mmvmamba.CpuAmpOptimWrapper')):
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda cuda=cuda: cuda)
+        for precision, dtype in (('bf16', 'bfloat16'), ('fp16', 'float16')):
+            cfg = Config(dict(optim_wrapper=dict(type='OptimWrapper')))
+            launch.enable_amp(cfg, precision)
+            scaling = dict(enabled=precision == 'fp16')
+            assert cfg.optim_wrapper == dict(type=wrapper, dtype=dtype, loss_scale=scaling)
+    with pytest.raises(ValueError, match=r"--amp: 'fp8' is unknown; expected one of"):
+        launch.enable_amp(Config(dict(optim_wrapper=dict(type='OptimWrapper'))), 'fp8')
     with pytest.raises(ValueError, match=r"optim_wrapper\.type is 'ApexOptimWrapper'"):
-        launch.enable_amp(Config(dict(optim_wrapper=dict(type='ApexOptimWrapper'))), 'float16')
+        launch.enable_amp(Config(dict(optim_wrapper=dict(type='ApexOptimWrapper'))), 'fp16')
 
 
 def test_tta_wraps_the_model_and_says_what_is_missing():

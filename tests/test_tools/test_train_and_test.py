@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
+from mmengine.config import Config
 from tool_runs import DETECTION, ROOT, SEGMENTATION, dumpable, run_tool, tiny
 
 CONFIGS = {'detection': DETECTION, 'segmentation': SEGMENTATION}
@@ -181,6 +183,52 @@ def test_two_processes_train_to_equal_weights(shapes, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert 'ranks hold equal weights' in done.stdout + done.stderr
+
+
+def test_fsdp_trains_and_saves_whole_checkpoints(shapes, tmp_path):
+    """Blocks as shards on two CPU processes, through mmengine's strategy; the file fits the unsharded model."""
+    cfg = dumpable(DETECTION, shapes)
+    example = Config.fromfile(ROOT / 'configs/distributed/maskrcnn_vmamba_b_fsdp.py')
+    cfg.runner_type, cfg.strategy = example.runner_type, example.strategy
+    cfg.train_cfg.max_epochs = 1
+    cfg.dump(tmp_path / 'config.py')
+    done = subprocess.run(
+        ['bash', 'tools/dist_train.sh', tmp_path / 'config.py', '2', '--work-dir', tmp_path / 'work'],
+        cwd=ROOT, capture_output=True, text=True, timeout=400,
+        env={**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1', 'MASTER_PORT': '29518'},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    done = run_tool('test.py', DETECTION, last_checkpoint(tmp_path / 'work'), '--cfg-options', *tiny(DETECTION, shapes))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def test_resume_falls_back_from_a_damaged_checkpoint(trained, shapes, tmp_path):
+    work = tmp_path / 'work'
+    shutil.copytree(trained['segmentation'], work)
+    (work / 'last_checkpoint').write_text(str(work / 'iter_6.pth'))
+    damaged = work / 'iter_6.pth'
+    expected = torch.load(damaged, weights_only=False)['state_dict']
+    damaged.write_bytes(damaged.read_bytes()[:-5000])
+    done = train(SEGMENTATION, shapes, work, '--resume')
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert f'{damaged} is truncated or damaged' in done.stdout
+    assert f'going on from {work / "iter_3.pth"} instead' in done.stdout
+    repeated = torch.load(damaged, weights_only=False)['state_dict']
+    assert all(torch.equal(repeated[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize('precision', ['bf16', 'fp16'])
+@pytest.mark.parametrize('task', CONFIGS)
+def test_mixed_precision_stays_near_float32(task, precision, trained, shapes, tmp_path):
+    done = run_tool(
+        'train.py', CONFIGS[task], '--amp', precision, '--work-dir', tmp_path, '--cfg-options',
+        *tiny(CONFIGS[task], shapes),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    expected, found = losses(trained[task]), losses(tmp_path)
+    assert found.keys() == expected.keys()
+    assert found != expected, 'it ran in float32'
+    assert found[max(found)] == pytest.approx(expected[max(expected)], rel=0.05)
 
 
 def test_unknown_config_suggests_names():

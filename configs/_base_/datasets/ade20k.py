@@ -1,5 +1,5 @@
 # ADE20K, crops of 512. Batches of 2 on 8 devices make the published 16.
-dataset_type = 'ADE20KDataset'
+dataset_type = 'mmvmamba.CheckedADE20KDataset'
 data_root = 'data/ade/ADEChallengeData2016'
 
 train_pipeline = [
@@ -12,10 +12,10 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(2048, 512), keep_ratio=True),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='PackSegInputs'),
+    dict(type='LoadImageFromFile', _scope_='mmseg'),
+    dict(type='Resize', _scope_='mmseg', scale=(2048, 512), keep_ratio=True),
+    dict(type='LoadAnnotations', _scope_='mmseg', reduce_zero_label=True),
+    dict(type='PackSegInputs', _scope_='mmseg'),
 ]
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -58,6 +58,7 @@ val_dataloader = dict(
         type=dataset_type,
         data_root=data_root,
         data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
+        test_mode=True,
         pipeline=test_pipeline,
     ),
 )

@@ -11,10 +11,10 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(2560, 640), keep_ratio=True),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='PackSegInputs'),
+    dict(type='LoadImageFromFile', _scope_='mmseg'),
+    dict(type='Resize', _scope_='mmseg', scale=(2560, 640), keep_ratio=True),
+    dict(type='LoadAnnotations', _scope_='mmseg', reduce_zero_label=True),
+    dict(type='PackSegInputs', _scope_='mmseg'),
 ]
 tta_pipeline = [
     dict(type='LoadImageFromFile'),

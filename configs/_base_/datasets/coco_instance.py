@@ -1,5 +1,5 @@
 # COCO 2017 instances, long side at most 1333, short side 800. Batches of 2 on 8 devices make the published 16.
-dataset_type = 'CocoDataset'
+dataset_type = 'mmvmamba.CheckedCocoDataset'
 data_root = 'data/coco/'
 
 train_pipeline = [
@@ -10,10 +10,14 @@ train_pipeline = [
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(1333, 800), keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+    dict(type='LoadImageFromFile', _scope_='mmdet'),
+    dict(type='Resize', _scope_='mmdet', scale=(1333, 800), keep_ratio=True),
+    dict(type='LoadAnnotations', _scope_='mmdet', with_bbox=True, with_mask=True),
+    dict(
+        type='PackDetInputs',
+        _scope_='mmdet',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
 ]
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -65,6 +69,7 @@ val_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type=dataset_type,
+        _scope_='mmdet',
         data_root=data_root,
         ann_file='annotations/instances_val2017.json',
         data_prefix=dict(img='val2017/'),

@@ -2,7 +2,7 @@
 _base_ = './coco_instance.py'
 
 image_size = (1024, 1024)
-pad = dict(type='Pad', size=image_size, pad_val=dict(img=(114, 114, 114)))
+pad = dict(type='Pad', _scope_='mmdet', size=image_size, pad_val=dict(img=(114, 114, 114)))
 meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -15,11 +15,11 @@ train_pipeline = [
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=image_size, keep_ratio=True),
+    dict(type='LoadImageFromFile', _scope_='mmdet'),
+    dict(type='Resize', _scope_='mmdet', scale=image_size, keep_ratio=True),
     pad,
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='PackDetInputs', meta_keys=meta_keys[:5]),
+    dict(type='LoadAnnotations', _scope_='mmdet', with_bbox=True, with_mask=True),
+    dict(type='PackDetInputs', _scope_='mmdet', meta_keys=meta_keys[:5]),
 ]
 tta_pipeline = [
     dict(type='LoadImageFromFile'),

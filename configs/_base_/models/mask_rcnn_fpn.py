@@ -1,6 +1,7 @@
 # Mask R-CNN with a feature pyramid; the backbone and neck.in_channels are left to the config that inherits.
 model = dict(
     type='MaskRCNN',
+    _scope_='mmdet',
     data_preprocessor=dict(
         type='DetDataPreprocessor',
         mean=[123.675, 116.28, 103.53],

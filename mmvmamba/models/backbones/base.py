@@ -10,7 +10,7 @@ class BaseBackbone(BaseModule):
     """A backbone with `init_cfg=dict(type='Pretrained', checkpoint=...)` and `frozen_stages`.
 
     mmengine's own loader takes what fits and goes on without a word about the rest; this one is
-    `mmvmamba.checkpoints.load`.
+    `mmvmamba.checkpoints.load`, with its `trust` if `init_cfg` has that key.
 
     Attributes:
         family: which of the translations of `checkpoints` its published names need.
@@ -29,7 +29,7 @@ class BaseBackbone(BaseModule):
         if (self.init_cfg or {}).get('type') != 'Pretrained':
             super().init_weights()
         elif not self.is_init:
-            checkpoints.load(self.init_cfg['checkpoint'], self)
+            checkpoints.load(self.init_cfg['checkpoint'], self, trust=self.init_cfg.get('trust', False))
             self.is_init = True
 
     def _freeze(self, frozen_stages: int, built: int) -> None:

@@ -1,0 +1,201 @@
+"""Every kind of bad data in a copy of the shapes dataset, through the tools."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from tool_runs import DETECTION, SEGMENTATION, run_tool, tiny
+
+SKIPPED = {'empty.jpg': 0, 'missing.jpg': 1, 'cut.jpg': 2, 'text.jpg': 3, 'other_size.jpg': 4}
+TAKEN = {'grey.jpg': 5, 'deep.png': 6, 'turned.jpg': 7}
+
+
+def spoil_images(folder, paths):
+    """Turn the first images into what the names say; returns the new names by index."""
+    paths[SKIPPED['empty.jpg']].write_bytes(b'')
+    paths[SKIPPED['missing.jpg']].unlink()
+    content = paths[SKIPPED['cut.jpg']].read_bytes()
+    paths[SKIPPED['cut.jpg']].write_bytes(content[:-60])
+    paths[SKIPPED['text.jpg']].write_text('no image')
+    path = paths[SKIPPED['other_size.jpg']]
+    cv2.imwrite(str(path), cv2.imread(str(path))[:-9])
+    path = paths[TAKEN['grey.jpg']]
+    cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
+    path = paths[TAKEN['deep.png']]  # content decides, not the name
+    deep = cv2.imread(str(path)).astype(np.uint16) * 257
+    path.write_bytes(cv2.imencode('.png', deep)[1].tobytes())
+    path = paths[TAKEN['turned.jpg']]
+    image = Image.open(path)
+    exif = image.getexif()
+    exif[0x0112] = 6  # to be shown after a quarter turn; the annotations are for the pixels as stored
+    image.load()
+    image.save(path, exif=exif)
+
+
+@pytest.fixture(scope='module')
+def bad(shapes, tmp_path_factory):
+    """A copy of the small dataset with something wrong in most of its training images, and sound validation images."""
+    out = tmp_path_factory.mktemp('bad') / 'shapes'
+    shutil.copytree(shapes, out)
+    for folder in (out / 'coco/train2017', out / 'ade/images/training'):
+        spoil_images(folder, sorted(folder.iterdir()))
+    labels = sorted((out / 'ade/annotations/training').iterdir())
+    outside = np.array(Image.open(labels[8]))
+    outside[:5] = 77
+    cv2.imwrite(str(labels[8]), outside)
+    labels[9].unlink()
+    path = out / 'coco/annotations/instances_train2017.json'
+    content = json.loads(path.read_text())
+    images = {image['id']: image for image in content['images']}
+    template = next(a for a in content['annotations'] if not a['iscrowd'])
+    for number, (bbox, area) in enumerate([([2, 2, 0, 9], 0), ([5000, 2, 9, 9], 81), ([2, 2, 9, 9], 0)]):
+        image = images[sorted(images)[10]]
+        content['annotations'].append(
+            dict(template, id=10**6 + number, image_id=image['id'], bbox=bbox, area=area, iscrowd=0)
+        )
+    lonely = sorted(images)[11]  # an image without annotations
+    content['annotations'] = [a for a in content['annotations'] if a['image_id'] != lonely]
+    path.write_text(json.dumps(content))
+    return out
+
+
+def train(config, data, work_dir, *options):
+    return run_tool(
+        'train.py', config, '--work-dir', work_dir, '--cfg-options', *tiny(config, data),
+        'train_dataloader.num_workers=2', *options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize('config', [DETECTION, SEGMENTATION], ids=['detection', 'segmentation'])
+def test_training_skips_and_says_so(config, bad, tmp_path):
+    filters = ['train_dataloader.dataset.filter_cfg.filter_empty_gt=True'] if config == DETECTION else []
+    done = train(config, bad, tmp_path, *filters)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    folder = 'coco/train2017' if config == DETECTION else 'ade/images/training'
+    skipped = list(range(5)) + ([8, 9] if config == SEGMENTATION else [])
+    if config == SEGMENTATION:
+        skipped.remove(1)  # a folder of images shows no missing one
+    for index in range(12):
+        said = f'{bad}/{folder}/{index + 1:012d}.jpg: ' in log
+        if index not in skipped:
+            assert not said, f'image {index} was refused'
+    assert log.count('bad sample skipped (1 so far)') == 1
+    assert all(part in log for part in ('bad sample skipped (2 so far)', f'{bad}/{folder}/'))
+    if config == DETECTION:
+        assert 'left out 3 annotations without area or outside their image' in log
+        assert 'images, which have no annotation' in log
+
+
+REASONS = {
+    'empty.jpg': '',
+    'missing.jpg': 'FileNotFoundError',
+    'cut.jpg': '',  # some versions of OpenCV refuse it, others fill up with grey
+    'text.jpg': 'failed to load image',
+    'other_size.jpg': 'the image is (',
+}
+
+
+@pytest.fixture(scope='module')
+def datasets(bad):
+    """The demo's training sets, loaded as for evaluation."""
+    from mmengine.registry import DefaultScope, init_default_scope
+    from tool_runs import dumpable
+
+    from mmvmamba.registry import DATASETS
+
+    before = DefaultScope.get_current_instance()
+    built = {}
+    for config in (DETECTION, SEGMENTATION):
+        cfg = dumpable(config, bad)
+        init_default_scope(cfg.default_scope)
+        dataset = dict(cfg.train_dataloader.dataset, pipeline=cfg.test_dataloader.dataset.pipeline, test_mode=True)
+        built[config] = DATASETS.build(dataset)
+    if before is not None:
+        init_default_scope(before.scope_name)
+    return built
+
+
+def index_of(dataset, number):
+    name = f'{number + 1:012d}.jpg'
+    return next((i for i in range(len(dataset)) if dataset.get_data_info(i)['img_path'].endswith(name)), None)
+
+
+@pytest.mark.parametrize('kind', SKIPPED)
+@pytest.mark.parametrize('config', [DETECTION, SEGMENTATION], ids=['detection', 'segmentation'])
+def test_evaluation_names_the_file(config, kind, datasets):
+    from mmvmamba.datasets.checks import BadSampleError
+
+    dataset = datasets[config]
+    index = index_of(dataset, SKIPPED[kind])
+    if index is None:
+        assert (config, kind) == (SEGMENTATION, 'missing.jpg')
+        return
+    with pytest.raises(
+        BadSampleError, match=rf'{SKIPPED[kind] + 1:012d}\.jpg: .*Evaluation leaves nothing out'
+    ) as caught:
+        dataset[index]
+    assert REASONS[kind] in str(caught.value)
+
+
+@pytest.mark.parametrize(('number', 'reason'), [(8, 'labels [76]; expected 0 to 7'), (9, 'FileNotFoundError')])
+def test_evaluation_names_bad_label_files(number, reason, datasets):
+    from mmvmamba.datasets.checks import BadSampleError
+
+    dataset = datasets[SEGMENTATION]
+    with pytest.raises(BadSampleError, match=rf'{number + 1:012d}\.jpg: ') as caught:
+        dataset[index_of(dataset, number)]
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize('kind', TAKEN)
+@pytest.mark.parametrize('config', [DETECTION, SEGMENTATION], ids=['detection', 'segmentation'])
+def test_unusual_images_are_taken(config, kind, datasets, shapes):
+    dataset = datasets[config]
+    sample = dataset[index_of(dataset, TAKEN[kind])]
+    folder = 'coco/train2017' if config == DETECTION else 'ade/images/training'
+    original = cv2.imread(str(shapes / folder / f'{TAKEN[kind] + 1:012d}.jpg'))
+    assert sample['inputs'].shape[0] == 3
+    assert tuple(sample['data_samples'].ori_shape) == original.shape[:2]
+
+
+def test_evaluation_through_the_tool(bad, shapes, tmp_path):
+    """A bad file ends the run with its name, not with a worker's traceback."""
+    data = tmp_path / 'shapes'
+    shutil.copytree(shapes, data)
+    options = ['--work-dir', tmp_path / 'work', '--cfg-options', *tiny(SEGMENTATION, data)]
+    done = run_tool('train.py', SEGMENTATION, *options, 'train_cfg.max_iters=1', 'train_cfg.val_interval=9')
+    assert done.returncode == 0, done.stderr[-3000:]
+    spoiled = sorted((data / 'ade/images/validation').iterdir())[1]
+    spoiled.write_bytes(spoiled.read_bytes()[:-60])
+    done = run_tool('test.py', SEGMENTATION, tmp_path / 'work/iter_1.pth', *options)
+    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
+    assert f'{spoiled}: ' in done.stderr.splitlines()[-1], done.stderr[-3000:]
+
+
+@pytest.mark.parametrize('kind', ['jpg', 'png'])
+def test_a_missing_end_is_noticed_whatever_the_decoder_does(kind, tmp_path):
+    from mmvmamba.datasets.checks import _is_cut
+
+    path = tmp_path / f'image.{kind}'
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8))
+    assert not _is_cut(path)
+    path.write_bytes(path.read_bytes() + bytes(100))  # cameras append things
+    assert not _is_cut(path)
+    path.write_bytes(path.read_bytes()[:-120])
+    assert _is_cut(path)
+
+
+def test_code_errors_are_not_taken_for_bad_data(caplog):
+    from mmengine.dataset import Compose
+
+    from mmvmamba.datasets.checks import CheckedPipeline
+
+    def broken(data):
+        raise TypeError('a mistake')
+
+    with pytest.raises(TypeError, match='a mistake'):
+        CheckedPipeline(Compose([broken]), strict=False)(dict(img_path='some.jpg'))
