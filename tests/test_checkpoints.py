@@ -1,9 +1,12 @@
 """Reading checkpoints: nothing in them runs, nothing that does not fit is used."""
 
+import argparse
 import logging
 import os
 import pickle
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -42,7 +45,7 @@ class Dangerous:
 def test_code_is_refused_and_does_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({'state_dict': STATE, 'meta': Dangerous()}, 'c.pth')
-    with pytest.raises(checkpoints.CheckpointError, match='refused'):
+    with pytest.raises(checkpoints.CheckpointError, match=r'refused: .* GLOBAL \w+\.system .*--trust-checkpoint'):
         checkpoints.read('c.pth')
     (tmp_path / 'd.pth').write_bytes(pickle.dumps(Dangerous()))
     with pytest.raises(checkpoints.CheckpointError):
@@ -50,16 +53,50 @@ def test_code_is_refused_and_does_not_run(tmp_path, monkeypatch):
     assert not (tmp_path / 'ran').exists()
 
 
+def test_trusted_code_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({'state_dict': STATE, 'meta': Dangerous()}, 'c.pth')
+    model = nn.Linear(3, 2)
+    checkpoints.load('c.pth', model, trust=True)
+    assert torch.equal(model.weight, STATE['weight'])
+    assert (tmp_path / 'ran').exists(), 'which is what the flag warns of'
+
+
+def test_settings_are_read_without_the_package_they_come_from(tmp_path, monkeypatch):
+    """As the authors of VMamba save them, beside the parameters; here is no yacs."""
+    yacs, config = types.ModuleType('yacs'), types.ModuleType('yacs.config')
+    config.CfgNode = type('CfgNode', (dict,), {'__module__': 'yacs.config'})
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, 'yacs', yacs)
+        patch.setitem(sys.modules, 'yacs.config', config)
+        settings = config.CfgNode(MODEL=config.CfgNode(NAME='vssm1_tiny_0230s'))
+        settings.__dict__['__immutable__'] = True
+        content = {'model': STATE, 'config': settings, 'args': argparse.Namespace(lr=1e-3), 'max_accuracy': 82.6}
+        torch.save(content, tmp_path / 'c.pth')
+    read = checkpoints.read_file(tmp_path / 'c.pth')
+    assert 'yacs' not in sys.modules
+    assert read['config'] == {'MODEL': {'NAME': 'vssm1_tiny_0230s'}}
+    assert read['args'].lr == 1e-3
+    assert torch.equal(read['model']['weight'], STATE['weight'])
+    monkeypatch.setitem(sys.modules, 'yacs', None)
+    with pytest.raises(checkpoints.CheckpointError, match=r'not installed here.*yacs'):
+        checkpoints.read(tmp_path / 'c.pth', trust=True)
+
+
+@pytest.mark.parametrize('trust', [False, True])
 @pytest.mark.parametrize('name', ['c.pth', 'c.safetensors'])
-def test_truncated_file(name, tmp_path):
+def test_truncated_file(name, trust, tmp_path):
     whole = tmp_path / f'whole_{name}'
     (torch.save if name.endswith('pth') else save_file)(STATE, whole)
     (tmp_path / name).write_bytes(whole.read_bytes()[:-60])
     with pytest.raises(checkpoints.CheckpointError, match=f'{name} is truncated or damaged'):
-        checkpoints.read(tmp_path / name)
+        checkpoints.read(tmp_path / name, trust=trust)
 
 
 def test_missing_file_and_no_parameters(tmp_path):
+    (tmp_path / 'empty.pth').touch()
+    with pytest.raises(checkpoints.CheckpointError, match=r'empty\.pth is truncated or damaged'):
+        checkpoints.read(tmp_path / 'empty.pth')
     with pytest.raises(FileNotFoundError, match=r'gone\.pth does not exist'):
         checkpoints.read(tmp_path / 'gone.pth')
     torch.save({'epoch': 3}, tmp_path / 'c.pth')
@@ -117,9 +154,10 @@ def as_convolutions(parameters):
     return {k: v[..., None, None] if k.endswith(linear) else v for k, v in parameters.items()}
 
 
-def with_heads(parameters):
-    """A whole detector's file."""
-    return {**{f'backbone.{k}': v for k, v in parameters.items()}, 'neck.weight': torch.ones(2)}
+def with_heads(parameters, *heads):
+    """A whole detector's or segmentor's file."""
+    own = {f'backbone.{k}': v for k, v in parameters.items()}
+    return own | {f'{head}.conv.weight': torch.ones(2) for head in heads}
 
 
 VARIANTS = {
@@ -129,7 +167,10 @@ VARIANTS = {
     'averaged weights win': ('s1', lambda p: {'model': {k: v + 1 for k, v in p.items()}, 'model_ema': p}),
     'state_dict_ema': ('v0', lambda p: {'state_dict': {k: v * 0 for k, v in p.items()}, 'state_dict_ema': p}),
     'module prefix': ('s1', lambda p: {f'module.{k}': v for k, v in p.items()}),
-    'detector': ('s1', lambda p: {'state_dict': with_heads(p)}),
+    'detector': ('s1', lambda p: {'state_dict': with_heads(p, 'neck', 'rpn_head', 'roi_head'), 'meta': {'epoch': 12}}),
+    'segmentor': ('v0', lambda p: {'state_dict': with_heads(p, 'decode_head', 'auxiliary_head')}),
+    'detector, convolutions': ('s1', lambda p: {'state_dict': with_heads(as_convolutions(p), 'neck')}),
+    'averaged detector': ('s1', lambda p: {'state_dict': {}, 'state_dict_ema': with_heads(p, 'neck')}),
     'both prefixes': ('s1', lambda p: {f'module.backbone.{k}': v for k, v in p.items()}),
     'convolutions': ('s1', as_convolutions),
     'old names': ('v0', old_names),
@@ -233,21 +274,70 @@ def test_a_whole_detector_is_loaded_strictly(golden):
         checkpoints.load({'state_dict': content}, holder)
 
 
-@pytest.fixture(scope='module')
-def fastvim():
-    """Golden tensors of a small FastVim and a builder of models that they fit."""
-    tensors, metadata = load_golden(DATA / 'fastvim.safetensors')
-    kwargs = metadata['official_kwargs']
+@pytest.mark.parametrize('how', ['file', 'init_cfg'])
+@pytest.mark.parametrize('damage', ['architecture', 'truncated', 'code', 'nan'])
+def test_files_that_do_not_fit_or_cannot_be_read(damage, how, golden, tmp_path):
+    """Through either door, the file named, the model as it was."""
+    parameters, _, kwargs = golden['s1']
+    content, words = (
+        {'model': dict(parameters)},
+        {
+            'architecture': r'depths=\(.*weights; this is',
+            'truncated': 'truncated or damaged',
+            'code': 'could run code and are refused',
+            'nan': r"NaN or infinite in 1 tensors: \['outnorm1.weight'\]",
+        }[damage],
+    )
+    if damage == 'code':
+        content['hook'] = Dangerous()
+    if damage == 'nan':
+        content['model']['outnorm1.weight'] = torch.full_like(parameters['outnorm1.weight'], float('inf'))
+    path = tmp_path / 'published.pth'
+    torch.save(content, path)
+    if damage == 'truncated':
+        path.write_bytes(path.read_bytes()[:-200])
+    if damage == 'architecture':
+        kwargs = kwargs | {'depths': [depth + 1 for depth in kwargs['depths']]}
+    model = build(kwargs, init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(checkpoints.CheckpointError, match=words) as caught:
+        model.init_weights() if how == 'init_cfg' else checkpoints.load(path, model)
+    assert 'published.pth' in str(caught.value)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_init_cfg_may_trust(golden, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parameters, _, kwargs = golden['s1']
+    torch.save({'model': parameters, 'hook': Dangerous()}, 'published.pth')
+    model = build(kwargs, init_cfg=dict(type='Pretrained', checkpoint='published.pth', trust=True))
+    model.init_weights()
+    assert torch.equal(model.outnorm0.weight, parameters['outnorm0.weight'])
+
+
+def fastvim_golden(name):
+    """Golden tensors of a small FastVim or Vim, its parameters, and a builder of models that they fit."""
+    tensors, metadata = load_golden(DATA / f'{name}.safetensors')
     parameters = {k.removeprefix('param.'): v for k, v in tensors.items() if k.startswith('param.')}
-    channels = parameters['patch_embed.proj.weight'].shape[0]
-    depth = 1 + max(int(name.split('.')[1]) for name in parameters if name.startswith('layers.'))
-    height, width = tensors['input'].shape[2:]
 
     def build(**options):
-        options = {'img_size': (height, width), 'out_indices': kwargs['out_indices'], **options}
-        return FastVim(embed_dims=channels, depth=depth, drop_path_rate=0.0, **options)
+        fields = dict(
+            embed_dims=parameters['patch_embed.proj.weight'].shape[0],
+            depth=1 + max(int(key.split('.')[1]) for key in parameters if key.startswith('layers.')),
+            img_size=tuple(tensors['input'].shape[2:]),
+            out_indices=metadata['official_kwargs']['out_indices'],
+            norm_after_scan='layers.0.mixer.layernorm.weight' in parameters,
+            pool=None if name == 'vim' else 'mean',
+            drop_path_rate=0.0,
+        )
+        return FastVim(**(fields | options))
 
     return parameters, tensors, build
+
+
+@pytest.fixture(scope='module')
+def fastvim():
+    return fastvim_golden('fastvim')
 
 
 def test_fastvim_classifier_with_rms_norm_and_averaged_weights(fastvim):
@@ -262,24 +352,53 @@ def test_fastvim_classifier_with_rms_norm_and_averaged_weights(fastvim):
     report = checkpoints.load({'state_dict': {k: v * 0 for k, v in plain.items()}, 'state_dict_ema': plain}, model)
     assert report.container == 'state_dict_ema'
     assert set(report.dropped) == {'norm_f.weight', 'head.weight', 'head.bias'}
-    assert torch.equal(model.layers[1].norm.weight, parameters['layers.1.norm.weight'])
-    assert not model.layers[1].norm.bias.any()
-    assert torch.equal(model.pos_embed, parameters['pos_embed'])
+    assert all(
+        torch.equal(
+            value, torch.zeros_like(value) if re.fullmatch(r'layers\.\d+\.norm\.bias', name) else parameters[name]
+        )
+        for name, value in model.state_dict().items()
+        if not name.startswith('outnorm')
+    )
 
 
-def test_vims_class_token_leaves_the_middle(fastvim):
-    parameters, _, build = fastvim
+FASTVIM_VARIANTS = {
+    'bare': lambda p: p,
+    'segmentor': lambda p: {'state_dict': with_heads(p, 'decode_head')},
+    'module prefix': lambda p: {'state_dict': {f'module.{k}': v for k, v in p.items()}},
+    'averaged weights win': lambda p: {'state_dict': {k: v + 1 for k, v in p.items()}, 'state_dict_ema': p},
+    'linears as convolutions': lambda p: {
+        k: v[..., None, None] if k.endswith(('in_proj.weight', 'out_proj.weight')) else v for k, v in p.items()
+    },
+    'class token': lambda p: with_class_token(p),
+}
+
+
+def with_class_token(parameters):
+    """Vim's, with its position in the middle."""
     position = parameters['pos_embed']
     middle = position.shape[1] // 2
     token = torch.full_like(position[:, :1], 9.0)
-    vim = parameters | {
-        'cls_token': token,
-        'pos_embed': torch.cat([position[:, :middle], token, position[:, middle:]], dim=1),
-    }
+    position = torch.cat([position[:, :middle], token, position[:, middle:]], dim=1)
+    return parameters | {'cls_token': token, 'pos_embed': position}
+
+
+@pytest.mark.parametrize('variant', FASTVIM_VARIANTS)
+@pytest.mark.parametrize('name', ['fastvim', 'vim'])
+def test_published_variants_of_fastvim_give_golden_outputs(name, variant, tmp_path):
+    parameters, tensors, build = fastvim_golden(name)
     model = build()
-    report = checkpoints.load(vim, model)
-    assert report.dropped == ['cls_token']
-    assert torch.equal(model.pos_embed, position)
+    torch.save(FASTVIM_VARIANTS[variant](parameters), tmp_path / 'file.pth')
+    checkpoints.load(tmp_path / 'file.pth', model)
+    assert all(torch.equal(value, parameters[key]) for key, value in model.state_dict().items())
+    with torch.no_grad():
+        outs = model.eval()(tensors['input'])
+    for i, out in enumerate(outs):
+        torch.testing.assert_close(out, tensors[f'out.{i}'], atol=1e-5, rtol=0)
+
+
+def test_vims_class_token_is_reported(fastvim):
+    parameters, _, build = fastvim
+    assert checkpoints.load(with_class_token(parameters), build()).dropped == ['cls_token']
 
 
 def test_another_patch_size_is_said(fastvim):

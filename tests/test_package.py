@@ -44,7 +44,7 @@ def run(code, cwd, site=''):
     """Run Python code in `cwd`; modules of the folder `site` come first."""
     environment = {**os.environ, 'PYTHONPATH': str(site)}
     command = [sys.executable, '-c', code]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def test_wheel_is_pure_python_and_complete(wheel):
@@ -77,6 +77,63 @@ def test_forward_and_both_type_names_from_an_empty_directory(site, tmp_path):
         "for name in ('VMamba', 'mmvmamba.VMamba'):\n"
         '    cfg.model.backbone.type = name\n'
         '    assert type(MODELS.build(cfg.model).backbone) is VMamba\n',
+        tmp_path,
+        site,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+OFFLINE = (
+    'import os, socket\n'
+    'os.environ["MMVMAMBA_BACKEND"] = "torch"\n'  # nothing to compile
+    'def refuse(*arguments, **options): raise AssertionError(f"network: {arguments}")\n'
+    'socket.socket.connect = socket.getaddrinfo = refuse\n'
+)
+
+
+def test_every_config_is_found_by_name(site, tmp_path):
+    """As mim does it (index and metafile in the installed package) and as mmengine's inferencers do."""
+    done = run(
+        'from pathlib import Path\n'
+        'import mmvmamba.models, yaml\n'
+        'from mmengine.config import Config\n'
+        'from mmengine.infer import BaseInferencer\n'
+        'from mmengine.utils import get_installed_path\n'
+        "home = Path(get_installed_path('mmvmamba'), '.mim')\n"
+        f'assert str(home).startswith({str(site)!r}), home\n'
+        "(metafile,) = yaml.safe_load((home / 'model-index.yml').read_text())['Import']\n"
+        "rows = yaml.safe_load((home / metafile).read_text())['Models']\n"
+        "for row in rows: Config.fromfile(home / row['Config'])\n"
+        "names = {row['Name'] for row in rows}\n"
+        "assert names == {path.stem for path in (home / 'configs').glob('*.py')}\n"
+        "assert set(BaseInferencer.list_models('mmvmamba')) == names\n"
+        'print(len(names))\n',
+        tmp_path,
+        site,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout.split()[-1]) == len(list((ROOT / 'configs').glob('*.py')))
+
+
+@pytest.mark.parametrize(
+    'inferencer, name, model',
+    [
+        ('mmdet.apis import DetInferencer', 'maskrcnn_vmamba_t', 'MaskRCNN'),
+        ('mmseg.apis import MMSegInferencer', 'upernet_vmamba_t', 'EncoderDecoder'),
+    ],
+)
+def test_inferencers_run_ours_by_name(inferencer, name, model, site, tmp_path):
+    """Without weights, and without a network: none of ours are there to fetch. A flat image keeps it fast."""
+    done = run(
+        f'{OFFLINE}'
+        'import mmvmamba.models, numpy\n'
+        f'from {inferencer} as Inferencer\n'
+        f"inferencer = Inferencer('{name}', device='cpu', scope='mmvmamba')\n"
+        'image = numpy.random.default_rng(0).integers(0, 255, (4, 320, 3), dtype=numpy.uint8)\n'
+        'found = inferencer(image, return_vis=True)\n'
+        "assert numpy.asarray(found['visualization']).squeeze().shape == image.shape\n"
+        "assert len(found['predictions'])\n"
+        f"assert type(inferencer.model).__name__ == '{model}'\n",
         tmp_path,
         site,
     )

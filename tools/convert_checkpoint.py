@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from mmvmamba import checkpoints
+from mmvmamba.engine import launch
 from mmvmamba.models import FastVim, VMamba
 
 FAMILIES = {cls.family: cls for cls in (VMamba, FastVim)}
@@ -27,10 +28,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('source', metavar='IN', help='checkpoint file or URL')
     parser.add_argument('out', metavar='OUT', type=Path, help='folder, or file name ending in .safetensors or .pth')
     parser.add_argument('--arch', help='architecture of the backbone (default: as the shapes tell)')
+    launch.add_trust(parser)
     return parser.parse_args(argv)
 
 
-def convert(source: str, out: Path, arch: str | None) -> Path:
+def convert(source: str, out: Path, arch: str | None, trust: bool = False) -> Path:
     """Load a backbone strictly, save it; returns the file written.
 
     Raises:
@@ -40,10 +42,10 @@ def convert(source: str, out: Path, arch: str | None) -> Path:
     suffix = out.suffix or '.safetensors'
     if suffix not in ('.safetensors', '.pth'):
         raise ValueError(f'OUT {out}: expected a folder or a name ending in .safetensors or .pth')
-    family, found = checkpoints.recognise(source)
+    family, found = checkpoints.recognise(source, trust=trust)
     arch = arch or found
     model = FAMILIES[family](arch)
-    report = checkpoints.load(source, model)
+    report = checkpoints.load(source, model, trust=trust)
     print(report)
     if report.fresh:
         print(f'{len(report.fresh)} output norms have no weights in a classifier; a detector trains them')
@@ -64,7 +66,7 @@ def convert(source: str, out: Path, arch: str | None) -> Path:
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
-        path = convert(arguments.source, arguments.out, arguments.arch)
+        path = convert(arguments.source, arguments.out, arguments.arch, arguments.trust_checkpoint)
     except (FileNotFoundError, ValueError) as error:
         print(f'convert_checkpoint.py: {error}', file=sys.stderr)
         return 2

@@ -23,6 +23,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--out', required=True, metavar='DIR', help='folder for the pictures')
     parser.add_argument('--device', help='cpu or cuda:0 and the like (default: the GPU if there is one)')
     parser.add_argument('--score-thr', type=float, default=0.3, help='detections to draw (default: %(default)s)')
+    launch.add_trust(parser)
     return parser.parse_args(argv)
 
 
@@ -32,7 +33,8 @@ def draw(arguments: argparse.Namespace) -> None:
     task = launch.task_of(cfg)
     if not arguments.image.exists():
         raise FileNotFoundError(f'image {arguments.image} does not exist')
-    checkpoints.read(arguments.checkpoint)  # the inferencers would unpickle anything
+    trust = arguments.trust_checkpoint
+    checkpoints.read(arguments.checkpoint, trust=trust)  # the inferencers would unpickle anything
     init_default_scope(task)
     device = arguments.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
     options = dict(model=arguments.config, weights=arguments.checkpoint, device=device, scope=task)
@@ -44,7 +46,8 @@ def draw(arguments: argparse.Namespace) -> None:
         from mmseg.apis import MMSegInferencer
 
         inferencer, drawing = MMSegInferencer(**options), {}
-    checkpoints.load(arguments.checkpoint, inferencer.model)  # strictly: the inferencer took what fits and went on
+    # strictly: the inferencer took what fits and went on
+    checkpoints.load(arguments.checkpoint, inferencer.model, trust=trust)
     inferencer(str(arguments.image), out_dir=arguments.out, **drawing)
     print(f'Pictures: {Path(arguments.out) / "vis"}')
 

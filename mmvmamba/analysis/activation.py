@@ -21,11 +21,13 @@ class Contributions(NamedTuple):
             query itself the skip weight is included too.
         products: `(4, H, W)`: the plain products `C . B` of query and patch, without decay and step.
         values: `(H, W, D)`: what is multiplied, the input of the scans.
+        routes: the four routes in words.
     """
 
     weights: torch.Tensor
     products: torch.Tensor
     values: torch.Tensor
+    routes: tuple[str, ...]
 
     def output(self) -> torch.Tensor:
         """`(D,)`: the sum of weights times values, which is SS2D's output at the query before its norm."""
@@ -85,7 +87,8 @@ def contributions(op: SS2D, x: torch.Tensor, query: tuple[int, int]) -> Contribu
         weights[k], products[k] = (
             t.unflatten(0, shape).transpose(0, 1) if route.by_column else t.unflatten(0, shape) for t in (line, product)
         )
-    return Contributions(weights, products, values[0])
+    names = (f'{"columns" if r.by_column else "rows"}{", reversed" * r.reverse}' for r in ROUTES[op.routes])
+    return Contributions(weights, products, values[0], tuple(names))
 
 
 def layer_input(backbone: nn.Module, stage: int, block: int, image: torch.Tensor) -> tuple[SS2D, torch.Tensor]:
@@ -111,28 +114,42 @@ def layer_input(backbone: nn.Module, stage: int, block: int, image: torch.Tensor
 def draw(found: Contributions, image: np.ndarray, query: tuple[int, int], path: Path) -> None:
     """Save an overlay per route and summed: the plain products above, the decay-weighted contributions below.
 
+    Colours are square roots, so that weak ones show too, of the largest in the same four routes, or in the same sum.
+    The query's own contribution, which outshines all others, is left out of that. What contributes nothing is the bare
+    image.
+
     Args:
         found: of one query.
         image: `(H, W, 3)`, RGB, 0 to 255.
         query: row and column of the patch.
         path: picture to write.
     """
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     weighted = (found.weights * found.values).abs().sum(3)
-    rows = {'C·B': found.products.abs(), 'with decay': weighted}
-    titles = [f'route {k}' for k in range(4)] + ['sum']
+    rows = {'C·B alone': found.products.abs(), 'contribution, with decay': weighted}
+    titles = [*found.routes, 'sum of the routes']
     height, width = image.shape[:2]
-    figure = Figure(figsize=(15, 3.3 * 2 * height / width + 0.8), layout='constrained')
+    patch = height / weighted.shape[1], width / weighted.shape[2]
+    grey = np.repeat(image.mean(2, keepdims=True), 3, 2) / 255
+    figure = Figure(figsize=(15, 2 * 2.9 * height / width + 0.9), layout='constrained')
     for axes, (label, maps) in zip(figure.subplots(2, 5), rows.items(), strict=True):
+        others = maps.clone()
+        others[:, query[0], query[1]] = 0
+        largest = [others.max().item()] * 4 + [others.sum(0).max().item()]
         axes[0].set_ylabel(label)
-        for axis, title, values in zip(axes, titles, [*maps, maps.sum(0)], strict=True):
-            values = values.numpy()
-            axis.imshow(image)
-            scaled = (values / values.max()) ** 0.5 if values.max() > 0 else values  # roots show the weak ones too
-            axis.imshow(scaled, cmap='jet', alpha=0.55, extent=(0, width, height, 0), interpolation='bilinear')
-            patch = height / values.shape[0], width / values.shape[1]
+        for axis, title, values, top in zip(axes, titles, [*maps, maps.sum(0)], largest, strict=True):
+            strength = np.sqrt((values.numpy() / (top or 1)).clip(0, 1))
+            axis.imshow(grey)
+            axis.imshow(
+                colormaps['plasma'](strength),
+                alpha=0.85 * strength,
+                extent=(0, width, height, 0),
+                interpolation='nearest',
+            )
             axis.plot((query[1] + 0.5) * patch[1], (query[0] + 0.5) * patch[0], 'w*', markersize=12, mec='k')
-            axis.set(title=title, xticks=[], yticks=[])
+            axis.set(xticks=[], yticks=[])
+            axis.set_title(title, fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)

@@ -1,6 +1,8 @@
 """Benchmarks: each function measures one question in one run and returns rows for a table."""
 
 import functools
+import itertools
+import math
 import time
 from pathlib import Path
 
@@ -8,55 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mmvmamba.kernels import availability, ss2d
-from mmvmamba.kernels.testing import ss2d_inputs
 from mmvmamba.models import FastVim, VMamba
 from mmvmamba.models.layers import ss2d as ss2d_layer
 
 from .memory import peak_memory
 from .timing import Times, interleaved
-
-
-def kernels(height: int, width: int, channels: int, states: int, batch: int, backward: bool, repeat: int) -> list[dict]:
-    """Time `ss2d` on every backend that can run here.
-
-    Args:
-        height, width, channels, states, batch: the grid `(batch, height, width, channels)` and the state's size.
-        backward: time forward and backward together.
-        repeat: measured rounds.
-
-    Returns:
-        A row per backend, slowest first: seconds, nanoseconds per element and route, ratio to the slowest.
-    """
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    arguments = ss2d_inputs(batch, height, width, channels, states, device=device)
-    for argument in arguments.values():
-        argument.requires_grad_(backward)
-
-    def candidate(backend):
-        def run():
-            with torch.set_grad_enabled(backward):
-                y = ss2d(**arguments, backend=backend)
-                if backward:
-                    torch.autograd.grad(y.sum(), list(arguments.values()))
-
-        return run
-
-    able = [backend for backend, reason in availability(device).items() if reason is None]
-    times = interleaved({backend: candidate(backend) for backend in able}, repeat, device)
-    slowest = max(t.p50 for t in times.values())
-    elements = 4 * batch * height * width * channels
-    return [
-        {
-            'backend': backend,
-            'p20 s': f'{t.p20:.4f}',
-            'p50 s': f'{t.p50:.4f}',
-            'p80 s': f'{t.p80:.4f}',
-            'ns per element and route': f'{t.p50 / elements * 1e9:.2f}',
-            'times faster than the slowest': f'{slowest / t.p50:.1f}',
-        }
-        for backend, t in sorted(times.items(), key=lambda item: -item[1].p50)
-    ]
 
 
 def swin_t() -> nn.Module:
@@ -73,6 +31,15 @@ def resnet50() -> nn.Module:
     from mmdet.models import ResNet
 
     model = ResNet(50)
+    model.train(False)
+    return model
+
+
+def convnext_t() -> nn.Module:
+    """mmpretrain's ConvNeXt-T, with the maps of all stages."""
+    from mmpretrain.models import ConvNeXt
+
+    model = ConvNeXt('tiny', out_indices=(0, 1, 2, 3), gap_before_final_norm=False)
     model.train(False)
     return model
 
@@ -181,49 +148,90 @@ def scaling(repeat: int, sides: list[int], plot: Path) -> list[dict]:
                         'peak MiB': f'{memory / 2**20:.0f}',
                     }
                 )
-    _plot_scaling(sides, curves, plot)
+    _plot_scaling(sides, curves, plot, f'CPU, {torch.get_num_threads()} threads, batch 1, float32, evaluation')
     return rows
 
 
-def model(configs: list[str], sides: list[int], batch: int, train: bool, amp: bool, repeat: int) -> list[dict]:
-    """Throughput, latency and peak memory of configs' backbones, beside mmdet's Swin-T and ResNet-50.
+def model(
+    configs: list[str],
+    sides: list[int],
+    batch: int,
+    shapes: list[tuple[int, int, int]] | None,
+    train: bool,
+    amp: bool,
+    every: bool,
+    repeat: int,
+    plot: Path,
+) -> list[dict]:
+    """Throughput, latency and peak memory of configs' backbones, beside Swin-T, ResNet-50 and ConvNeXt-T.
 
     Args:
         configs: config files.
         sides: of the square images, in pixels.
         batch: images at a time.
+        shapes: batch, height and width of images, instead of `sides` and `batch`; or None.
         train: time a forward and a backward pass in training mode instead of inference.
         amp: autocast to bfloat16.
+        every: time inference and training, each without and with autocast.
         repeat: measured rounds.
+        plot: picture over `sides` to write, where one mode of them is all that is asked for.
 
     Returns:
-        A row per side and backbone.
+        A row per shape, mode and backbone; one that cannot run says why.
     """
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    backbones = {Path(path).stem: _backbone_of(path) for path in configs} | {
-        'Swin-T': swin_t(),
-        'ResNet-50': resnet50(),
-    }
-    rows = []
-    for side in sides:
-        image = torch.randn(batch, 3, side, side, device=device)
+    backbones: dict[str, nn.Module | str] = {Path(path).stem: _backbone_of(path) for path in configs}
+    for name, build in {'Swin-T': swin_t, 'ResNet-50': resnet50, 'ConvNeXt-T': convnext_t}.items():
+        try:
+            backbones[name] = build()
+        except ImportError as error:
+            backbones[name] = f'{error.name} is not installed'
+    modes = list(itertools.product((False, True), repeat=2)) if every else [(train, amp)]
+    rows, curves = [], {name: ([], []) for name in backbones}
+    for shape, (train, amp) in itertools.product(shapes or [(batch, side, side) for side in sides], modes):
+        image = torch.randn(shape[0], 3, *shape[1:], device=device)
+        about = {
+            'images': ' x '.join(map(str, shape)),
+            'mode': 'training' if train else 'inference',
+            'dtype': 'bf16' if amp else 'fp32',
+        }
         candidates = {
             name: functools.partial(_run, backbone.to(device), image, train, amp)
             for name, backbone in backbones.items()
+            if not isinstance(backbone, str)
         }
-        times = interleaved(candidates, repeat, device)
-        for name, candidate in candidates.items():
-            t, memory = times[name], peak_memory(candidate)
+        measured = _measured(candidates, repeat, device)
+        for name, backbone in backbones.items():
+            t, memory = measured.get(name, (backbone, 0))
+            note, failed = ('', False) if isinstance(t, Times) else (t, True)
+            seconds = [math.nan] * 3 if failed else [t.p20, t.p50, t.p80]
+            figures = {
+                'images/s': f'{shape[0] / seconds[1]:.2f}',
+                **{f'p{n} ms': f'{value * 1e3:.1f}' for n, value in zip((20, 50, 80), seconds, strict=True)},
+                'peak MiB': f'{memory / 2**20:.0f}',
+            }
             rows.append(
-                {
-                    'side': side,
-                    'backbone': name,
-                    'images/s': f'{batch / t.p50:.2f}',
-                    **{f'p{n} ms': f'{getattr(t, f"p{n}") * 1e3:.1f}' for n in (20, 50, 80)},
-                    'peak MiB': f'{memory / 2**20:.0f}',
-                }
+                {**about, 'backbone': name, **(dict.fromkeys(figures, '') if failed else figures), 'note': note}
             )
+            curves[name][0].append(seconds[1] / shape[0])
+            curves[name][1].append(math.nan if failed else memory / 2**20)
+    if shapes is None and not every:
+        title = f'{device}, batch {batch}, {rows[0]["mode"]}, {rows[0]["dtype"]}'
+        _plot_scaling(sides, {name: curve for name, curve in curves.items() if name in candidates}, plot, title)
     return rows
+
+
+def _measured(candidates, repeat: int, device: str) -> dict[str, tuple[Times | str, int]]:
+    """Times and peak memory of functions; of one that fails, what it said."""
+    memory, failed = {}, {}
+    for name, candidate in candidates.items():
+        try:
+            candidate()
+            memory[name] = peak_memory(candidate)
+        except RuntimeError as error:  # of PyTorch: too little memory; of ours: the backend asked for cannot run
+            failed[name] = str(error).splitlines()[0]
+    times = interleaved({name: candidates[name] for name in memory}, repeat, device)
+    return {name: (times[name], memory[name]) if name in times else (failed[name], 0) for name in candidates}
 
 
 def _backbone_of(path: str) -> nn.Module:
@@ -275,49 +283,52 @@ def profile(height: int, width: int, repeat: int) -> list[dict]:
     return rows
 
 
-def pooled(repeat: int, sides: list[int], backend: str, plot: Path) -> list[dict]:
-    """FastVim-T beside the same network scanning every token (`pool=None`), batch 1, evaluation; saves a plot.
+def pooled(repeat: int, sides: list[int], backend: str, archs: list[str], amp: bool, plot: Path) -> list[dict]:
+    """FastVims beside the same networks scanning every token (`pool=None`), batch 1, evaluation; saves a plot.
 
     Args:
         repeat: measured rounds.
         sides: of the square images, in pixels.
-        backend: of the scans.
+        backend: of the scans; beside it the pooled network on the torch backend.
+        archs: of FastVim.
+        amp: autocast to bfloat16.
         plot: picture to write.
 
     Returns:
-        A row per side.
+        A row per arch and side.
     """
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    fast, slow = (FastVim('tiny', pool=pool, backend=backend).eval().to(device) for pool in ('mean', None))
-    rows, ratios = [], []
-    with torch.no_grad():
+    rows, ratios = [], {arch: [] for arch in archs}
+    for arch in archs:
+        kinds = {'pooled': ('mean', backend), 'pool=None': (None, backend), 'pooled, torch backend': ('mean', 'torch')}
+        networks = {
+            name: FastVim(arch, pool=pool, backend=own).eval().to(device) for name, (pool, own) in kinds.items()
+        }
         for side in sides:
             image = torch.randn(1, 3, side, side, device=device)
-            candidates = {'pooled': functools.partial(fast, image), 'unpooled': functools.partial(slow, image)}
+            candidates = {
+                name: functools.partial(_run, network, image, False, amp) for name, network in networks.items()
+            }
             times = interleaved(candidates, repeat, device)
-            ratios.append(times['unpooled'].p50 / times['pooled'].p50)
-            rows.append(
-                {
-                    'side': side,
-                    'FastVim-T s': f'{times["pooled"].p50:.3f}',
-                    'pool=None s': f'{times["unpooled"].p50:.3f}',
-                    'times faster': f'{ratios[-1]:.2f}',
-                }
-            )
+            ratios[arch].append(times['pool=None'].p50 / times['pooled'].p50)
+            row = {'FastVim': arch, 'side': side} | {f'{name} s': f'{times[name].p50:.4f}' for name in kinds}
+            rows.append(row | {'pool=None / pooled': f'{ratios[arch][-1]:.2f}'})
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 3.6), layout='constrained')
     axis = figure.subplots()
-    axis.plot(sides, ratios, marker='o')
-    axis.set(xlabel='pixels a side', ylabel='times faster than pool=None', ylim=(0, 1.1 * max(ratios)))
-    axis.set_title(f'FastVim-T, {backend} backend, {device}, batch 1', fontsize=10)
+    for arch, values in ratios.items():
+        axis.plot(sides, values, marker='o', label=arch)
+    axis.set(xlabel='pixels a side', ylabel='times faster than pool=None', ylim=(0, None))
+    axis.set_title(f'FastVim, {backend} backend, {device}, batch 1', fontsize=10)
+    axis.legend()
     axis.grid(alpha=0.3)
     plot.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(plot, dpi=110)
     return rows
 
 
-def _plot_scaling(sides, curves, path: Path) -> None:
+def _plot_scaling(sides, curves, path: Path, title: str) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout='constrained')
@@ -331,7 +342,7 @@ def _plot_scaling(sides, curves, path: Path) -> None:
         axis.set(xlabel='megapixels', ylabel=label, ylim=(0, None), xlim=(0, None))
         axis.grid(alpha=0.3)
     axes[0].legend()
-    figure.suptitle(f'CPU, {torch.get_num_threads()} threads, batch 1, float32, evaluation')
+    figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

@@ -2,13 +2,14 @@
 
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from .record import clocks, commit, sources
 
 
 @dataclass(frozen=True)
@@ -28,22 +29,35 @@ def interleaved(
     Args:
         candidates: label to a function without arguments.
         repeat: measured rounds, after one that is not.
-        device: on 'cuda' the clock is read after synchronising.
+        device: on 'cuda' the GPU's own clock is read, by events around a call that starts on an idle GPU.
 
     Returns:
         Label to percentiles, in seconds.
     """
-    synchronise = torch.cuda.synchronize if device == 'cuda' else lambda: None
+    stopwatch = _gpu_seconds if device == 'cuda' else _seconds
     seconds: dict[str, list[float]] = {label: [] for label in candidates}
     for turn in range(repeat + 1):
         for label, function in candidates.items():
-            synchronise()
-            start = time.perf_counter()
-            function()
-            synchronise()
+            spent = stopwatch(function)
             if turn:
-                seconds[label].append(time.perf_counter() - start)
+                seconds[label].append(spent)
     return {label: _percentiles(values) for label, values in seconds.items()}
+
+
+def _seconds(function) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def _gpu_seconds(function) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    function()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3
 
 
 def _percentiles(values: list[float]) -> Times:
@@ -54,9 +68,7 @@ def _percentiles(values: list[float]) -> Times:
 
 
 def machine() -> dict[str, str]:
-    """What a measurement must be labelled with: commit, device, threads, versions."""
-    root = Path(__file__).resolve().parents[2]
-    git = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=root, capture_output=True, text=True)
+    """What a measurement must be labelled with: commit, sources, device and its clocks now, threads, versions."""
     device = platform.processor() or platform.machine()
     cpuinfo = Path('/proc/cpuinfo')
     if cpuinfo.exists():
@@ -65,8 +77,10 @@ def machine() -> dict[str, str]:
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
     return {
-        'commit': git.stdout.strip() or 'no git checkout',
+        'commit': commit(),
+        'sources': sources(),
         'device': device,
+        'clocks': clocks() or 'not read',
         'threads': str(torch.get_num_threads()),
         'torch': torch.__version__,
         'python': platform.python_version(),

@@ -1,5 +1,7 @@
 """Published files in, clean files out."""
 
+import os
+
 import pytest
 import torch
 from tool_runs import run_tool
@@ -47,3 +49,21 @@ def test_shapes_of_no_architecture_are_refused(tmp_path):
     done = run_tool('convert_checkpoint.py', tmp_path / 'c.pth', tmp_path / 'out')
     assert done.returncode == 2
     assert 'no published architecture, as its shapes tell: embed_dims=192, depth=2, patch_size=16' in done.stderr
+
+
+class Dangerous:
+    def __reduce__(self):
+        return os.getcwd, ()  # stands for anything
+
+
+def test_files_that_carry_code_need_trust(tmp_path):
+    state = {k: v for k, v in FastVim('tiny').state_dict().items() if not k.startswith('outnorm')}
+    torch.save({'state_dict': state, 'callbacks': Dangerous()}, tmp_path / 'published.ckpt')
+    refused = run_tool('convert_checkpoint.py', tmp_path / 'published.ckpt', tmp_path / 'out')
+    assert refused.returncode == 2
+    assert 'could run code and are refused' in refused.stderr
+    assert '--trust-checkpoint' in refused.stderr
+    done = run_tool('convert_checkpoint.py', tmp_path / 'published.ckpt', tmp_path / 'out', '--trust-checkpoint')
+    assert done.returncode == 0, done.stderr
+    (written,) = (tmp_path / 'out').iterdir()
+    assert torch.equal(checkpoints.read(written)['pos_embed'], state['pos_embed'])

@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--stage', type=int, default=2, help='0 to 3 (default: %(default)s)')
     parser.add_argument('--block', type=int, default=0, help='of that stage (default: %(default)s)')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/activation.png'), help='(default: %(default)s)')
+    launch.add_trust(parser)
     arguments = parser.parse_args(argv)
     try:
         draw(arguments)
@@ -50,7 +51,7 @@ def draw(arguments: argparse.Namespace) -> None:
     if getattr(backbone, 'family', None) != 'vmamba':
         raise ValueError(f'{arguments.config} has the backbone {type(backbone).__name__}; expected VMamba')
     if arguments.checkpoint:
-        checkpoints.load(arguments.checkpoint, backbone)
+        checkpoints.load(arguments.checkpoint, backbone, trust=arguments.trust_checkpoint)
     image = mmcv.imread(arguments.image, channel_order='rgb')
     mean, std = (torch.tensor(cfg.model.data_preprocessor[key]) for key in ('mean', 'std'))
     pixels = ((torch.from_numpy(image.copy()) - mean) / std).permute(2, 0, 1)[None].float()

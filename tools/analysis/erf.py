@@ -3,7 +3,7 @@
 A name without a path stands for mmdet's own: `resnet50`, `swin_t`. CONFIG=CHECKPOINT draws trained weights.
 
 Example:
-    python tools/analysis/erf.py configs/maskrcnn_vmamba_t.py resnet50 --size 224 --out work_dirs/erf.png
+    python tools/analysis/erf.py configs/maskrcnn_vmamba_t.py resnet50 --size 1024 --images 1 --out work_dirs/erf.png
 """
 
 import argparse
@@ -20,7 +20,7 @@ from mmvmamba.engine import launch
 YARDSTICKS = {'resnet50': benchmark.resnet50, 'swin_t': benchmark.swin_t}
 
 
-def build(entry: str) -> tuple[str, torch.nn.Module]:
+def build(entry: str, trust: bool) -> tuple[str, torch.nn.Module]:
     """A title and the backbone it stands for."""
     if entry in YARDSTICKS:
         return f'{entry}, initial', YARDSTICKS[entry]()
@@ -29,7 +29,7 @@ def build(entry: str) -> tuple[str, torch.nn.Module]:
     init_default_scope(launch.task_of(cfg))
     backbone = MODELS.build(cfg.model.backbone)
     if checkpoint:
-        checkpoints.load(checkpoint, backbone)
+        checkpoints.load(checkpoint, backbone, trust=trust)
     return f'{Path(path).stem}, {"trained" if checkpoint else "initial"}', backbone
 
 
@@ -40,15 +40,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--images', type=int, default=4, help='random images to average over (default: %(default)s)')
     parser.add_argument('--stage', type=int, default=-1, help='which of the maps (default: the last)')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/erf.png'), help='(default: %(default)s)')
+    launch.add_trust(parser)
     arguments = parser.parse_args(argv)
     fields = {}
     try:
         for entry in arguments.models:
             torch.manual_seed(0)
-            title, backbone = build(entry)
+            title, backbone = build(entry, arguments.trust_checkpoint)
             images = (torch.randn(1, 3, arguments.size, arguments.size) for _ in range(arguments.images))
             fields[title] = receptive_field.effective_receptive_field(backbone, images, arguments.stage)
-            print(f'{title}: {receptive_field.covered(fields[title]):.1%} of the pixels above a thousandth')
+            reached, strong = (receptive_field.covered(fields[title], threshold) for threshold in (0, 1e-3))
+            print(
+                f'{title}: {reached:.1%} of the pixels reached, {strong:.1%} with more than a thousandth of the largest'
+            )
     except (FileNotFoundError, ValueError) as error:
         print(f'erf.py: {error}', file=sys.stderr)
         return 2
