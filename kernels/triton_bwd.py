@@ -1,9 +1,11 @@
 """The scan backward on a GPU: states are recomputed, nothing of the size of all routes is kept but their gradient of x.
 
-`_prepare` walks forward and keeps the state that enters every tile, and of every chunk what `_carry` needs in either
-direction of time: sum of the time steps, end state, adjoint. `_walk_back` goes through a chunk's tiles from the last to
+`triton_fwd._walk` keeps the state that enters every tile, and of every chunk what `_carry` needs in either direction of
+time: sum of the time steps, end state, adjoint. `_walk_back` goes through a chunk's tiles from the last to
 the first, replays each from its stored state, and runs the adjoint up the tile. Sums over channels are one partial a
 channel block, sums over positions one partial a program; small reductions add them in a fixed order. No atomics.
+
+Registers are what limits `_walk_back`: where a value can be had again for two instructions, it is not kept.
 """
 
 from typing import NamedTuple
@@ -12,27 +14,32 @@ import torch
 import triton
 import triton.language as tl
 
-from .triton_fwd import Walks, carry, chunking, constants
+from .triton_fwd import IN_REGISTERS, Walks, carry, chunking, constants, walk
 from .triton_math import (
     BT,
     LN2,
     LOG2E,
+    aligned,
+    from_rows,
+    load_tile,
     padded,
+    pair_rows,
     pixels_of,
     program,
-    recur,
-    recur_back,
-    time_step,
+    rounded,
+    route_of,
+    row_pointers,
+    step_rows,
+    store_tile,
     time_step_slope,
+    turned,
+    weights_of,
 )
 
-RANK_BLOCK = 16
-"""Ranks that are multiplied at a time: the weights of more would not fit beside the tiles."""
 
-
-def block_of(states: int, rank: int, exact: bool) -> int:
-    """Channels of a program, which is one warp: as many as the registers hold tiles of."""
-    return 32 if states == 1 and not (exact and rank > RANK_BLOCK) else 16
+def block_of(channels: int) -> int:
+    """Channels of a program, one a lane: two warps share what does not depend on the channel, none is wasted."""
+    return 64 if channels % 64 == 0 else 32
 
 
 class Gradients(NamedTuple):
@@ -56,101 +63,176 @@ class Gradients(NamedTuple):
     A: torch.Tensor
 
 
-@triton.jit(do_not_specialize=['B', 'L', 'H', 'W', 'T', 'chunks'])
-def _prepare(
-    p_x, p_projected, p_ready, p_weight, p_bias, p_A, p_dy, p_tiles, p_tile_sums, p_sums, p_states, p_adjoints,
-    B, L, H, W, T, chunks,
-    K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-    COLUMNS: tl.constexpr, REVERSES: tl.constexpr, KEEPS: tl.constexpr, GROUPED: tl.constexpr, SOFTPLUS: tl.constexpr,
-    CHUNKED: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, LONG_LINES: tl.constexpr, LARGE: tl.constexpr,
-    FAST: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
+@triton.jit
+def _differentiate_state(
+    n, p_A, p_x, p_g, m_d, m_g, xs, gs, h, adjoint, dskip, u, Bs, Cs, skip, dxs, dsteps, dBC,
+    N: tl.constexpr, ALONE: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, CP: tl.constexpr, EXACT: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write `tiles (B, tiles, K, N, D)`, the states that enter the tiles from a zero start of the chunk.
-
-    CHUNKED: also `tile_sums (B, tiles, K, D)`, the time steps of the chunk before each tile, `sums (B, chunks, K, D)`,
-    and `states`, `adjoints (B, chunks, K, N, D)`: the state at the end and the adjoint at the start of every chunk.
-    """
-    C: tl.constexpr = R + 2 * N
-    XC: tl.constexpr = K * D if GROUPED else D
-    i_d, i_c, i_k, i_b = program(chunks, K, tl.cdiv(D, BD))
-    o_d = i_d * BD + tl.arange(0, BD)
-    m_d = (o_d < D) | (D % BD == 0)
-    o_t = tl.arange(0, BT)
-    o_r = tl.arange(0, RP)
-    by_column = ((COLUMNS >> i_k) & 1) != 0
-    reverse = ((REVERSES >> i_k) & 1) != 0
-    reverse_out = (((REVERSES & ~KEEPS) >> i_k) & 1) != 0
-
-    image = i_b.to(tl.int64) * L
-    p_x += image * XC
-    p_dy += image * XC
-    p_projected += (image * K + i_k) * C
-    if GROUPED:
-        p_x += i_k * D
-        p_dy += i_k * D
-    if R == 0:
-        p_ready += image * K * D + i_k * D
-    o_chunk = (i_b.to(tl.int64) * chunks + i_c) * K + i_k
-    tiles = tl.cdiv(L, BT)
-
-    o_kd = i_k * D + o_d
-    bias = tl.load(p_bias + o_kd, mask=m_d, other=0.0) * LOG2E
-    if R > 0:
-        m_w = m_d[None, :] & (o_r < R)[:, None]
-        weight = tl.load(p_weight + o_kd[None, :] * R + o_r[:, None], mask=m_w, other=0.0) * LOG2E
-    zero = tl.zeros((BD,), tl.float32)
-    total = zero
-    end = tl.minimum(L, (i_c + 1) * T)
-    first_tile = (i_b.to(tl.int64) * tiles + i_c * (T // BT)) * K + i_k
-    for n in range(N):
-        tl.store(p_tiles + (first_tile * N + n) * D + o_d, zero, mask=m_d)
-        if CHUNKED:
-            tl.store(p_adjoints + (o_chunk * N + n) * D + o_d, zero, mask=m_d)
+    """Adjoint before a tile, dA, and what state n adds to `dxs`, `dsteps`, `dBC`; ALONE: these are yet empty."""
+    A = tl.load(p_A + n, mask=m_d, other=0.0)
+    if ALONE:
+        xs = load_tile(p_x, m_d[None, :], BT, BD)
+    hs = (h * LOG2E,)  # u is the time step over ln 2 and so are the states here
+    for i in tl.static_range(BT):
+        hs = hs + (tl.exp2(A * u[i]) * hs[i] + u[i] * xs[i] * Bs[i],)
+    # for want of registers decays are computed again and x read again; behind the barrier the compiler must obey
     tl.debug_barrier()
+    A = tl.load(p_A + n, mask=m_d, other=0.0)
+    if ALONE:
+        xs = load_tile(p_x, m_d[None, :], BT, BD)
+        gs = load_tile(p_g, m_g, BT, BD)  # zero past the end, so that nothing is added there
+    A_ln2 = A * LN2
+    # the walk goes backwards and rows are collected that way; turned round at the end
+    dA = tl.zeros((BD,), tl.float32)
+    back_dx = ()
+    back_dstep = ()
+    back_dB = ()
+    back_dC = ()
+    for i in tl.static_range(BT - 1, -1, -1):
+        if ALONE:
+            dskip += gs[i] * xs[i]
+        dh = adjoint + Cs[i] * gs[i]
+        a = tl.exp2(A * u[i])
+        adjoint = a * dh
+        kept = a * hs[i]
+        dh_u = dh * u[i]
+        dA += dh_u * kept
+        back_dC = back_dC + (gs[i] * hs[i + 1],)
+        back_dB = back_dB + (dh_u * xs[i],)
+        back_dx = back_dx + ((skip * gs[i] if ALONE else dxs[i]) + dh_u * (Bs[i] * LN2),)
+        dstep = dh * (xs[i] * Bs[i] + kept * A_ln2)
+        if not ALONE:
+            dstep += dsteps[i]
+        back_dstep = back_dstep + (dstep,)
+    if EXACT:
+        o_c = tl.arange(0, CP)[None, :]
+        dB = tl.sum(from_rows(turned(back_dB, BT), BT, BD), axis=1)[:, None]
+        dC = tl.sum(from_rows(turned(back_dC, BT), BT, BD), axis=1)[:, None]
+        dBC = tl.where(o_c == n, dB, tl.where(o_c == N + n, dC, dBC))
+    else:  # a product is cheaper: of dB and dC side by side, with ones in columns n and N + n
+        pairs = ()
+        for i in tl.static_range(BT):
+            pairs = pairs + (tl.reshape(tl.join(back_dB[BT - 1 - i], back_dC[BT - 1 - i]), (2 * BD,)),)
+        o_p = tl.arange(0, 2 * BD)[:, None]
+        ones = tl.where(tl.arange(0, CP)[None, :] == o_p % 2 * N + n, 1.0, 0.0)
+        pairs = rounded(from_rows(pairs, BT, 2 * BD), OPERAND)
+        dBC = tl.dot(pairs, rounded(ones, OPERAND), dBC, input_precision=PRECISION)
+    return adjoint, dskip, dA * (LN2 * LN2), turned(back_dx, BT), turned(back_dstep, BT), dBC
 
-    for t0 in range(i_c * T, end, BT):
-        t = t0 + o_t
-        m_t = t < end
-        m = m_t[:, None] & m_d[None, :]
-        pixel = pixels_of(t0, o_t, L, H, W, by_column, reverse, COLUMNS != 0, LONG_LINES, LARGE)
-        x = tl.load(p_x + pixel[:, None] * XC + o_d[None, :], mask=m, other=0.0).to(tl.float32)
-        if R > 0:
-            m_r = m_t[:, None] & (o_r < R)[None, :]
-            dts = tl.load(p_projected + pixel[:, None] * (K * C) + o_r[None, :], mask=m_r, other=0.0).to(tl.float32)
-            z = tl.dot(dts, weight, input_precision=PRECISION) + bias[None, :]
-        else:
-            z = tl.load(p_ready + pixel[:, None] * (K * D) + o_d[None, :], mask=m, other=0.0).to(tl.float32)
-            z = z * LOG2E + bias[None, :]
-        u = time_step(z, SOFTPLUS, FAST, EXACT)
-        ux = u * x
-        p_BC = p_projected + pixel * (K * C) + R
-        o_tile = (i_b.to(tl.int64) * tiles + t0 // BT) * K + i_k
-        if CHUNKED:
-            tl.store(p_tile_sums + o_tile * D + o_d, total, mask=m_d)
-            if KEEPS != 0:
-                pixel = pixels_of(t0, o_t, L, H, W, by_column, reverse_out, COLUMNS != 0, LONG_LINES, LARGE)
-            g = tl.load(p_dy + pixel[:, None] * XC + o_d[None, :], mask=m, other=0.0).to(tl.float32)
-        p_next = p_tiles + (o_tile + K) * N * D
-        if t0 + BT >= end:
-            p_next = p_states + o_chunk * N * D
-        for n in range(N):
-            A = tl.load(p_A + o_kd * N + n, mask=m_d, other=0.0)
-            Bs = tl.load(p_BC + n, mask=m_t, other=0.0).to(tl.float32) * LN2
-            a = tl.exp2(A[None, :] * u)
-            start = tl.load(p_tiles + (o_tile * N + n) * D + o_d, mask=m_d, other=0.0)
-            _, last = recur(a, ux * Bs[:, None], start, BT, BD, False)
-            tl.store(p_next + n * D + o_d, last, mask=m_d)
+
+@triton.jit
+def _differentiate_tile(
+    i_tile, end, carried, weights, source, A, bias, skip, m_d, pointers, outputs, route, route_out,
+    K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, RB: tl.constexpr, CP: tl.constexpr,
+    COLUMNS: tl.constexpr, KEEPS: tl.constexpr, GROUPED: tl.constexpr, SOFTPLUS: tl.constexpr, CHUNKED: tl.constexpr,
+    BT: tl.constexpr, BD: tl.constexpr, VECTOR: tl.constexpr, LONG_LINES: tl.constexpr, LARGE: tl.constexpr,
+    FAST: tl.constexpr, EXACT: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A tile of a walk, up to `end`. Past it `last` is repeated, where g and the adjoint are zero: nothing is added."""
+    KC: tl.constexpr = K * (R + 2 * N)
+    XC: tl.constexpr = K * D if GROUPED else D
+    p_x, p_dy, p_projected, p_ready, p_A, p_tile, p_tile_sum, p_state, p_adjoint = pointers
+    p_dx, p_dprojected, p_dready, p_dweight, p_dA = outputs
+    adjoints, dAs, dskip, dbias = carried
+    t0 = i_tile * BT
+    last = end - 1 - t0
+    L = route[0]
+    p_tile += i_tile.to(tl.int64) * (K * N * D)
+    p_weight, o_k, i_d = source
+    if N > IN_REGISTERS:
+        weights = weights_of(p_weight, o_k, i_d, D, R, RB, BD, VECTOR, OPERAND)
+    u = step_rows(
+        t0, last, p_projected, p_ready, weights, bias, m_d, route,
+        KC, K * D, R, RB, True, SOFTPLUS, BT, BD, VECTOR, COLUMNS != 0, LONG_LINES, LARGE, FAST,
+        EXACT, OPERAND, PRECISION,
+    )  # fmt: skip
+    dxs = ()
+    dsteps = ()
+    o_t = tl.arange(0, BT)
+    clamped = tl.minimum(o_t, last)
+    pixel = pixels_of(t0, clamped, route, COLUMNS != 0, LONG_LINES, LARGE)
+    pixel_out = pixels_of(t0, clamped, route_out, COLUMNS != 0, LONG_LINES, LARGE)
+    m_t = (o_t <= last)[:, None]
+    mask = m_t & m_d[None, :]
+    p_xs = row_pointers(p_x, pixel * XC, VECTOR)
+    p_gs = row_pointers(p_dy, pixel_out * XC, VECTOR)
+    xs = ()
+    gs = ()
+    if N > 1:
+        xs = load_tile(p_xs, m_d[None, :], BT, BD)
+        gs = load_tile(p_gs, mask, BT, BD)
+        for i in tl.static_range(BT):
+            dskip += gs[i] * xs[i]
+            dxs = dxs + (skip * gs[i],)
+            dsteps = dsteps + (tl.zeros((BD,), tl.float32),)
+    passed = tl.load(p_tile_sum + i_tile.to(tl.int64) * (K * D), mask=m_d, other=0.0) if CHUNKED else 0.0
+    dBC = tl.zeros((BT, CP), tl.float32)
+    if N <= IN_REGISTERS:
+        new_adjoints = ()
+        new_dAs = ()
+        for n in tl.static_range(N):
+            h = tl.load(p_tile + n * D, mask=m_d, other=0.0)
             if CHUNKED:
-                Cs = tl.load(p_BC + (N + n), mask=m_t, other=0.0).to(tl.float32)
-                _, share = recur_back(a, Cs[:, None] * g, zero, BT, BD)
-                p_adjoint = p_adjoints + (o_chunk * N + n) * D + o_d
-                share = tl.load(p_adjoint, mask=m_d, other=0.0) + tl.exp2(A * total) * share
-                tl.store(p_adjoint, share, mask=m_d)
+                h += tl.exp2(A[n] * passed) * tl.load(p_state + n * D, mask=m_d, other=0.0)
+            Bs, Cs = pair_rows(p_projected + (R + n), pixel * KC, N, BT, BD)
+            adjoint, dskip, dA, dxs, dsteps, dBC = _differentiate_state(
+                n, p_A, p_xs, p_gs, m_d, mask, xs, gs, h, adjoints[n], dskip, u, Bs, Cs, skip, dxs, dsteps, dBC,
+                N, N == 1, BT, BD, CP, EXACT, OPERAND, PRECISION,
+            )  # fmt: skip
+            new_adjoints = new_adjoints + (adjoint,)
+            new_dAs = new_dAs + (dAs[n] + dA,)
+        adjoints = new_adjoints
+        dAs = new_dAs
+    else:
+        for n in range(N):
+            A_n = tl.load(p_A + n, mask=m_d, other=0.0)
+            h = tl.load(p_tile + n * D, mask=m_d, other=0.0)
+            if CHUNKED:
+                h += tl.exp2(A_n * passed) * tl.load(p_state + n * D, mask=m_d, other=0.0)
+            adjoint = tl.load(p_adjoint + n * D, mask=m_d, other=0.0)
+            Bs, Cs = pair_rows(p_projected + (R + n), pixel * KC, N, BT, BD)
+            adjoint, dskip, dA, dxs, dsteps, dBC = _differentiate_state(
+                n, p_A, p_xs, p_gs, m_d, mask, xs, gs, h, adjoint, dskip, u, Bs, Cs, skip, dxs, dsteps, dBC,
+                N, False, BT, BD, CP, EXACT, OPERAND, PRECISION,
+            )  # fmt: skip
+            tl.store(p_adjoint + n * D, adjoint, mask=m_d)
+            tl.store(p_dA + n * D, tl.load(p_dA + n * D, mask=m_d, other=0.0) + dA, mask=m_d)
         tl.debug_barrier()
-        if CHUNKED:
-            total += tl.sum(u, axis=0)
-    if CHUNKED:
-        tl.store(p_sums + o_chunk * D + o_d, total, mask=m_d)
+    dzs = ()
+    for i in tl.static_range(BT):
+        dz = dsteps[i] * time_step_slope(u[i], SOFTPLUS, EXACT)
+        dbias += dz
+        dzs = dzs + (dz,)
+    if N > IN_REGISTERS:  # for want of registers pixels are computed again, from what the compiler cannot know to be t0
+        pixel = pixels_of(tl.minimum(t0, L - 1), clamped, route, COLUMNS != 0, LONG_LINES, LARGE)
+    store_tile(row_pointers(p_dx, pixel * XC, VECTOR), dxs, mask, BT, BD)
+    if R == 0:
+        store_tile(row_pointers(p_dready, pixel * (K * D), VECTOR), dzs, mask, BT, BD)
+
+    o_c = tl.arange(0, CP)
+    m_c = (o_c < 2 * N)[None, :]
+    p_dBC = (p_dprojected + o_c)[None, :] + (pixel * KC)[:, None] + R
+    tl.store(p_dBC, dBC * LN2, mask=m_t & m_c)
+    if R > 0:
+        if N > IN_REGISTERS:
+            weights = weights_of(p_weight, o_k, i_d, D, R, RB, BD, VECTOR, OPERAND)
+        dz = rounded(from_rows(dzs, BT, BD), OPERAND)
+        o_r = tl.arange(0, RB)
+        p_dts = (p_projected + o_r)[None, :] + (pixel * KC)[:, None]
+        p_ddts = (p_dprojected + o_r)[None, :] + (pixel * KC)[:, None]
+        p_dweights = (p_dweight + o_r * D)[:, None] + tl.arange(0, BD)[None, :]
+        for i in tl.static_range((R + RB - 1) // RB):
+            m_r = (o_r < R - i * RB)[None, :]
+            ddts = tl.dot(dz, rounded(tl.trans(weights[i]), OPERAND), input_precision=PRECISION)
+            tl.store(p_ddts + i * RB, ddts, mask=m_t & m_r)
+            dts = rounded(tl.load(p_dts + i * RB, mask=m_r, other=0.0), OPERAND)
+            m_w = tl.trans(m_r) & m_d[None, :]
+            dweight = tl.load(p_dweights + i * (RB * D), mask=m_w, other=0.0)
+            dweight = tl.dot(tl.trans(dts), dz, dweight, input_precision=PRECISION)
+            tl.store(p_dweights + i * (RB * D), dweight, mask=m_w)
+        tl.debug_barrier()
+    return adjoints, dAs, dskip, dbias
 
 
 @triton.jit(do_not_specialize=['B', 'L', 'H', 'W', 'T', 'chunks'])
@@ -158,171 +240,105 @@ def _walk_back(
     p_dy, p_x, p_projected, p_ready, p_weight, p_bias, p_skip, p_A, p_tiles, p_tile_sums, p_states, p_adjoints,
     p_dx, p_dprojected, p_dready, p_dweight, p_dbias, p_dskip, p_dA,
     B, L, H, W, T, chunks,
-    K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, RB: tl.constexpr,
-    CP: tl.constexpr,
+    K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, RB: tl.constexpr, CP: tl.constexpr,
     COLUMNS: tl.constexpr, REVERSES: tl.constexpr, KEEPS: tl.constexpr, GROUPED: tl.constexpr, SOFTPLUS: tl.constexpr,
-    CHUNKED: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, LONG_LINES: tl.constexpr, LARGE: tl.constexpr,
-    FAST: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
+    CHUNKED: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, VECTOR: tl.constexpr, LONG_LINES: tl.constexpr,
+    LARGE: tl.constexpr, FAST: tl.constexpr, EXACT: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients: `dprojected (blocks, B, L, K, R + 2N)` and the parameters' `(B, chunks, ...)` partially.
 
-    `states` and `adjoints (B, chunks, K, N, D)`: what enters each chunk at its start and at its end; `adjoints` is then
-    used for the adjoint that goes from tile to tile. Not CHUNKED: both are zero and need not be written.
-
-    Sums over positions stay in memory: in registers they would be spilled, at the same price and out of sight. A
-    barrier (of one warp) a tile orders what lanes write and read.
+    `states` and `adjoints (B, chunks, K, N, D)`: what enters each chunk at its start and at its end. Not CHUNKED: both
+    are zero and need not be written. `dweight (B, chunks, K, R, D)` is summed in memory, and so are adjoints and dA of
+    many states; a barrier a tile orders what lanes write and read.
     """
     C: tl.constexpr = R + 2 * N
     XC: tl.constexpr = K * D if GROUPED else D
-    KEEP_WEIGHT: tl.constexpr = (R > 0) and (R <= RB) and (N == 1)
     i_d, i_c, i_k, i_b = program(chunks, K, tl.cdiv(D, BD))
     o_d = i_d * BD + tl.arange(0, BD)
     m_d = (o_d < D) | (D % BD == 0)
-    o_t = tl.arange(0, BT)
-    o_r = tl.arange(0, RB)
-    o_c = tl.arange(0, CP)
-    by_column = ((COLUMNS >> i_k) & 1) != 0
-    reverse = ((REVERSES >> i_k) & 1) != 0
-    reverse_out = (((REVERSES & ~KEEPS) >> i_k) & 1) != 0
+    route = route_of(i_k, L, H, W, COLUMNS, REVERSES)
+    route_out = route_of(i_k, L, H, W, COLUMNS, REVERSES & ~KEEPS)
 
     image = i_b.to(tl.int64) * L
-    p_x += image * XC
-    p_dy += image * XC
+    p_x += image * XC + o_d
+    p_dy += image * XC + o_d
     p_projected += (image * K + i_k) * C
     p_dprojected += ((i_d.to(tl.int64) * B * L + image) * K + i_k) * C
     if GROUPED:
         p_x += i_k * D
         p_dy += i_k * D
-        p_dx += image * XC + i_k * D
+        p_dx += image * XC + i_k * D + o_d
     else:
-        p_dx += (i_k.to(tl.int64) * B * L + image) * D
+        p_dx += (i_k.to(tl.int64) * B * L + image) * D + o_d
     if R == 0:
-        p_ready += image * K * D + i_k * D
-        p_dready += image * K * D + i_k * D
+        p_ready += (image * K + i_k) * D + o_d
+        p_dready += (image * K + i_k) * D + o_d
     o_chunk = (i_b.to(tl.int64) * chunks + i_c) * K + i_k
-    tiles = tl.cdiv(L, BT)
+    first_tile = i_b.to(tl.int64) * tl.cdiv(L, BT) * K + i_k
+    p_tile = p_tiles + first_tile * (N * D) + o_d
+    p_tile_sum = p_tile_sums + first_tile * D + o_d
+    p_state = p_states + o_chunk * (N * D) + o_d
+    p_adjoint = p_adjoints + o_chunk * (N * D) + o_d
+    p_dA += o_chunk * (N * D) + o_d
 
     o_kd = i_k * D + o_d
-    p_dbias += o_chunk * D
-    p_dskip += o_chunk * D
-    p_weight += o_kd[None, :] * R + o_r[:, None]
-    p_dweight += (o_chunk * D + o_d[:, None]) * R + o_r[None, :]
-    if KEEP_WEIGHT:
-        m_w = m_d[None, :] & (o_r < R)[:, None]
-        weight = tl.load(p_weight, mask=m_w, other=0.0)
-        m_dw = m_d[:, None] & (o_r < R)[None, :]
-        tl.store(p_dweight, tl.zeros((BD, RB), tl.float32), mask=m_dw)
-    elif R > 0:
-        for r0 in range(0, R, RB):
-            tl.store(p_dweight + r0, tl.zeros((BD, RB), tl.float32), mask=m_d[:, None] & (o_r < R - r0)[None, :])
+    bias = tl.load(p_bias + o_kd, mask=m_d, other=0.0) * LOG2E
+    skip = tl.load(p_skip + o_kd, mask=m_d, other=0.0)
+    source = (p_weight, i_k * D, i_d)
+    weights = ()
+    if N <= IN_REGISTERS:
+        weights = weights_of(p_weight, i_k * D, i_d, D, R, RB, BD, VECTOR, OPERAND)
+    p_A += o_kd * N
     zero = tl.zeros((BD,), tl.float32)
-    tl.store(p_dbias + o_d, zero, mask=m_d)
-    tl.store(p_dskip + o_d, zero, mask=m_d)
-    for n in range(N):
-        tl.store(p_dA + (o_chunk * N + n) * D + o_d, zero, mask=m_d)
-        if not CHUNKED:
-            tl.store(p_adjoints + (o_chunk * N + n) * D + o_d, zero, mask=m_d)
+    A = ()
+    adjoints = ()
+    dAs = ()
+    if N <= IN_REGISTERS:
+        for n in tl.static_range(N):
+            A = A + (tl.load(p_A + n, mask=m_d, other=0.0),)
+            adjoints = adjoints + (tl.load(p_adjoint + n * D, mask=m_d, other=0.0) if CHUNKED else zero,)
+            dAs = dAs + (zero,)
+    else:
+        for n in range(N):
+            tl.store(p_dA + n * D, zero, mask=m_d)
+            if not CHUNKED:
+                tl.store(p_adjoint + n * D, zero, mask=m_d)
+        tl.debug_barrier()
+    o_r = tl.arange(0, RB)
+    p_dweight += o_chunk * (R * D) + i_d * BD
+    p_dweights = (p_dweight + o_r * D)[:, None] + tl.arange(0, BD)[None, :]
+    for i in tl.static_range((R + RB - 1) // RB):
+        m_w = (o_r < R - i * RB)[:, None] & m_d[None, :]
+        tl.store(p_dweights + i * (RB * D), tl.zeros((RB, BD), tl.float32), mask=m_w)
     tl.debug_barrier()
 
+    carried = (adjoints, dAs, zero, zero)
+    pointers = (p_x, p_dy, p_projected, p_ready, p_A, p_tile, p_tile_sum, p_state, p_adjoint)
+    outputs = (p_dx, p_dprojected, p_dready, p_dweight, p_dA)
     begin = i_c * T
     end = tl.minimum(L, begin + T)
+    after = tl.cdiv(end, BT)
     for i in range(tl.cdiv(end - begin, BT)):
-        i_tile = tl.cdiv(end, BT) - 1 - i
-        t0 = i_tile * BT
-        t = t0 + o_t
-        m_t = t < end
-        m = m_t[:, None] & m_d[None, :]
-        pixel = pixels_of(t0, o_t, L, H, W, by_column, reverse, COLUMNS != 0, LONG_LINES, LARGE)
-        pixel_out = pixel
-        if KEEPS != 0:
-            pixel_out = pixels_of(t0, o_t, L, H, W, by_column, reverse_out, COLUMNS != 0, LONG_LINES, LARGE)
-        x = tl.load(p_x + pixel[:, None] * XC + o_d[None, :], mask=m, other=0.0).to(tl.float32)
-        g = tl.load(p_dy + pixel_out[:, None] * XC + o_d[None, :], mask=m, other=0.0).to(tl.float32)
-        bias = tl.load(p_bias + o_kd, mask=m_d, other=0.0) * LOG2E
-        p_dts = p_projected + pixel[:, None] * (K * C) + o_r[None, :]
-        if KEEP_WEIGHT:
-            m_r = m_t[:, None] & (o_r < R)[None, :]
-            dts = tl.load(p_dts, mask=m_r, other=0.0).to(tl.float32)
-            z = tl.dot(dts, weight, input_precision=PRECISION) * LOG2E + bias[None, :]
-        elif R > 0:
-            z = tl.zeros((BT, BD), tl.float32)
-            for r0 in range(0, R, RB):
-                m_r = m_t[:, None] & (o_r < R - r0)[None, :]
-                dts = tl.load(p_dts + r0, mask=m_r, other=0.0).to(tl.float32)
-                weight = tl.load(p_weight + r0, mask=m_d[None, :] & (o_r < R - r0)[:, None], other=0.0)
-                z = tl.dot(dts, weight, z, input_precision=PRECISION)
-            z = z * LOG2E + bias[None, :]
-        else:
-            z = tl.load(p_ready + pixel[:, None] * (K * D) + o_d[None, :], mask=m, other=0.0).to(tl.float32)
-            z = z * LOG2E + bias[None, :]
-        u = time_step(z, SOFTPLUS, FAST, EXACT)
-        dskip = tl.load(p_dskip + o_d, mask=m_d, other=0.0) + tl.sum(g * x, axis=0)
-        tl.store(p_dskip + o_d, dskip, mask=m_d)
-        skip = tl.load(p_skip + o_kd, mask=m_d, other=0.0)
-        dx = skip[None, :] * g
-        dstep = tl.zeros((BT, BD), tl.float32)
-        p_BC = p_projected + pixel * (K * C) + R
-        dBC = tl.zeros((BT, CP), tl.float32)
-        o_tile = (i_b.to(tl.int64) * tiles + i_tile) * K + i_k
-        for n in range(N):
-            o_state = (o_chunk * N + n) * D + o_d
-            A = tl.load(p_A + o_kd * N + n, mask=m_d, other=0.0)
-            Bs = tl.load(p_BC + n, mask=m_t, other=0.0).to(tl.float32)
-            Cs = tl.load(p_BC + (N + n), mask=m_t, other=0.0).to(tl.float32)
-            a = tl.exp2(A[None, :] * u)
-            start = tl.load(p_tiles + (o_tile * N + n) * D + o_d, mask=m_d, other=0.0)
-            if CHUNKED:
-                passed = tl.load(p_tile_sums + o_tile * D + o_d, mask=m_d, other=0.0)
-                start += tl.exp2(A * passed) * tl.load(p_states + o_state, mask=m_d, other=0.0)
-            # u is the time step over ln 2: the factor goes into Bs and A, and out of sums and the slope again
-            Bs = Bs * LN2
-            b = u * x * Bs[:, None]
-            kept, _ = recur(a, b, start, BT, BD, True)
-            adjoint = tl.load(p_adjoints + o_state, mask=m_d, other=0.0)
-            if N > 1:  # read again rather than kept through the recurrence, for want of registers
-                g = tl.load(p_dy + pixel_out[:, None] * XC + o_d[None, :], mask=m, other=0.0).to(tl.float32)
-            dh, adjoint = recur_back(a, Cs[:, None] * g, adjoint, BT, BD)
-            tl.store(p_adjoints + o_state, adjoint, mask=m_d)
-            dBC = tl.where(o_c[None, :] == N + n, tl.sum(g * (kept + b), axis=1)[:, None], dBC)
-            if EXACT or N > 1:
-                x = tl.load(p_x + pixel[:, None] * XC + o_d[None, :], mask=m, other=0.0).to(tl.float32)
-            dh_u = dh * u
-            dBC = tl.where(o_c[None, :] == n, tl.sum(dh_u * x, axis=1)[:, None], dBC)
-            dA = tl.load(p_dA + o_state, mask=m_d, other=0.0) + tl.sum(dh_u * kept, axis=0) * LN2
-            tl.store(p_dA + o_state, dA, mask=m_d)
-            dstep += dh * (x * Bs[:, None] + kept * (A * LN2)[None, :])
-            dx += dh_u * Bs[:, None]
-        p_dBC = p_dprojected + pixel[:, None] * (K * C) + (R + o_c[None, :])
-        dBC = tl.where(o_c[None, :] < N, dBC * LN2, dBC)
-        tl.store(p_dBC, dBC, mask=m_t[:, None] & (o_c < 2 * N)[None, :])
-        dz = dstep * time_step_slope(u, SOFTPLUS, EXACT) * LOG2E
-        dbias = tl.load(p_dbias + o_d, mask=m_d, other=0.0) + tl.sum(dz, axis=0)
-        tl.store(p_dbias + o_d, dbias, mask=m_d)
-        tl.store(p_dx + pixel[:, None] * XC + o_d[None, :], dx.to(p_dx.dtype.element_ty), mask=m)
-        p_ddts = p_dprojected + pixel[:, None] * (K * C) + o_r[None, :]
-        if KEEP_WEIGHT:
-            tl.store(p_ddts, tl.dot(dz, tl.trans(weight), input_precision=PRECISION), mask=m_r)
-            dweight = tl.load(p_dweight, mask=m_dw, other=0.0)
-            tl.store(p_dweight, tl.dot(tl.trans(dz), dts, dweight, input_precision=PRECISION), mask=m_dw)
-        elif R > 0:
-            for r0 in range(0, R, RB):
-                m_r = m_t[:, None] & (o_r < R - r0)[None, :]
-                m_w = m_d[:, None] & (o_r < R - r0)[None, :]
-                weight = tl.load(p_weight + r0, mask=m_d[None, :] & (o_r < R - r0)[:, None], other=0.0)
-                tl.store(p_ddts + r0, tl.dot(dz, tl.trans(weight), input_precision=PRECISION), mask=m_r)
-                dts = tl.load(p_dts + r0, mask=m_r, other=0.0).to(tl.float32)
-                dweight = tl.load(p_dweight + r0, mask=m_w, other=0.0)
-                dweight = tl.dot(tl.trans(dz), dts, dweight, input_precision=PRECISION)
-                tl.store(p_dweight + r0, dweight, mask=m_w)
-        else:
-            tl.store(p_dready + pixel[:, None] * (K * D) + o_d[None, :], dz, mask=m)
-        tl.debug_barrier()
+        carried = _differentiate_tile(
+            after - 1 - i, end, carried, weights, source, A, bias, skip, m_d, pointers, outputs, route, route_out,
+            K, D, N, R, RB, CP, COLUMNS, KEEPS, GROUPED, SOFTPLUS, CHUNKED, BT, BD, VECTOR, LONG_LINES, LARGE,
+            FAST, EXACT, OPERAND, PRECISION,
+        )  # fmt: skip
+
+    adjoints, dAs, dskip, dbias = carried
+    tl.store(p_dskip + o_chunk * D + o_d, dskip, mask=m_d)
+    tl.store(p_dbias + o_chunk * D + o_d, dbias, mask=m_d)
+    if N <= IN_REGISTERS:
+        for n in tl.static_range(N):
+            tl.store(p_dA + n * D, dAs[n], mask=m_d)
 
 
 def scan_backward(walks: Walks, dy: torch.Tensor, dtype: torch.dtype) -> Gradients:
     """Gradients of `scan` from `dy`, shaped as x: `(B, L, D)`, which all walks share, or `(B, L, K*D)`."""
     batch, length, count, channels, states, rank = walks.sizes()
+    walks = walks.aligned()
     x = walks.x
+    dy = aligned(dy)
 
     def empty(*shape, dtype=torch.float32):
         return x.new_empty(shape, dtype=dtype)
@@ -332,14 +348,14 @@ def scan_backward(walks: Walks, dy: torch.Tensor, dtype: torch.dtype) -> Gradien
             x=dx,
             projected=dprojected.sum(0),
             ready=None if walks.ready is None else dready,
-            weight=dweight.sum((0, 1)),
+            weight=dweight.sum((0, 1)).transpose(1, 2).contiguous(),
             bias=dbias.sum((0, 1)).flatten(),
             skip=dskip.sum((0, 1)).flatten(),
             A=dA.sum((0, 1)).transpose(1, 2).flatten(0, 1),
         )
 
     shared = constants(walks)
-    block = block_of(states, rank, shared['EXACT'])
+    block = block_of(channels)
     blocks = triton.cdiv(channels, block)
     programs = batch * count * blocks
     chunks, chunk = chunking(max(1, programs), length, x.device)
@@ -350,7 +366,7 @@ def scan_backward(walks: Walks, dy: torch.Tensor, dtype: torch.dtype) -> Gradien
         else empty(count, batch, length, channels, dtype=dtype),
         empty(blocks, batch, length, count, rank + 2 * states),
         x if walks.ready is None else empty(batch, length, count * channels),
-        empty(batch, chunks, count, channels, rank),
+        empty(batch, chunks, count, rank, channels),
         empty(batch, chunks, count, channels),
         empty(batch, chunks, count, channels),
         empty(batch, chunks, count, states, channels),
@@ -364,22 +380,23 @@ def scan_backward(walks: Walks, dy: torch.Tensor, dtype: torch.dtype) -> Gradien
         tile_sums = empty(batch, tiles, count, channels)
         sums = empty(batch, chunks, count, channels)
     ready = x if walks.ready is None else walks.ready
-    sizes = (batch, length, *walks.grid, chunk, chunks)
-    options = dict(shared, CHUNKED=chunks > 1, BD=block, num_warps=1, num_stages=1)
-    inputs = (x, walks.projected, ready, walks.weight, walks.bias)
     with torch.cuda.device_of(x):
-        _prepare[(programs * chunks,)](
-            *inputs, walks.A, dy, tile_states, tile_sums, sums, entering, adjoints, *sizes, **options
-        )
+        buffers = (dy, tile_states, tile_sums, sums, entering, adjoints)
+        walk(walks, buffers, chunks, chunk, SUMMARY=chunks > 1, TILES=True, **shared)
         if chunks > 1:
             carry(walks, sums, entering)
             carry(walks, sums, adjoints, back=True)
         _walk_back[(programs * chunks,)](
-            *(dy, *inputs, walks.skip, walks.A, tile_states, tile_sums, entering, adjoints),
+            *(dy, x, walks.projected, ready, walks.weight, walks.bias, walks.skip, walks.A),
+            *(tile_states, tile_sums, entering, adjoints),
             *outputs,
-            *sizes,
-            RB=RANK_BLOCK,
+            *(batch, length, *walks.grid, chunk, chunks),
             CP=padded(2 * states),
-            **options,
+            CHUNKED=chunks > 1,
+            BD=block,
+            VECTOR=1,
+            num_warps=block // 32,
+            num_stages=1,
+            **shared,
         )
     return finish(*outputs)

@@ -16,14 +16,19 @@ from .triton_math import (
     BT,
     LN2,
     LOG2E,
+    aligned,
     is_large,
+    load_tile,
     multiprocessors,
     numerics,
-    padded,
+    pair_rows,
     pixels_of,
     program,
-    recur,
-    time_step,
+    route_of,
+    row_pointers,
+    step_rows,
+    store_tile,
+    weights_of,
 )
 
 PROGRAMS_PER_MULTIPROCESSOR = 8
@@ -32,6 +37,8 @@ PROGRAMS_PER_MULTIPROCESSOR = 8
 SHORTEST_CHUNK = 64
 """Positions; shorter chunks would spend more on carries than they win."""
 
+RANK_BLOCK = 16
+"""Ranks of one matrix product, the depth of a tensor-core instruction."""
 
 IN_REGISTERS = tl.constexpr(2)
 """States per channel that a walk keeps in registers."""
@@ -67,6 +74,10 @@ class Walks(NamedTuple):
     grouped: bool = False
     softplus: bool = True
 
+    def aligned(self) -> 'Walks':
+        """The same with x and ready at addresses that the kernels can read."""
+        return self._replace(x=aligned(self.x), ready=None if self.ready is None else aligned(self.ready))
+
     def sizes(self) -> tuple[int, int, int, int, int, int]:
         """B, L, K, D, N, R."""
         batch, length = self.x.shape[:2]
@@ -84,114 +95,214 @@ def chunking(programs: int, length: int, device: torch.device) -> tuple[int, int
     return math.ceil(length / chunk), chunk
 
 
+@triton.jit
+def _scan_tile(
+    t0, end, carried, weights, A, bias, skip, m_d, pointers, route, route_out,
+    K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, RB: tl.constexpr,
+    COLUMNS: tl.constexpr, KEEPS: tl.constexpr, GROUPED: tl.constexpr, SOFTPLUS: tl.constexpr,
+    SUMMARY: tl.constexpr, TILES: tl.constexpr, RAGGED: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    VECTOR: tl.constexpr, LONG_LINES: tl.constexpr, LARGE: tl.constexpr, FAST: tl.constexpr, EXACT: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Positions `t0` to `t0 + BT` of a walk; RAGGED: only up to `end`."""
+    KC: tl.constexpr = K * (R + 2 * N)
+    XC: tl.constexpr = K * D if GROUPED else D
+    OUTPUT: tl.constexpr = not (SUMMARY or TILES)
+    ADJOINTS: tl.constexpr = SUMMARY and TILES
+    p_x, p_projected, p_ready, p_y, p_A, p_tile, p_tile_sum, p_state, p_adjoint = pointers
+    h, decays, shares, total = carried
+    last = end - 1 - t0
+    i_tile = t0 // BT + tl.zeros((), tl.int64)
+    p_tile += i_tile * (K * N * D)
+    if ADJOINTS:
+        tl.store(p_tile_sum + i_tile * (K * D), total, mask=m_d)
+    u = step_rows(
+        t0, last, p_projected, p_ready, weights, bias, m_d, route,
+        KC, K * D, R, RB, RAGGED, SOFTPLUS, BT, BD, VECTOR, COLUMNS != 0, LONG_LINES, LARGE, FAST,
+        EXACT, OPERAND, PRECISION,
+    )  # fmt: skip
+    before = total
+    o_t = tl.arange(0, BT)
+    pixel = pixels_of(t0, tl.minimum(o_t, last) if RAGGED else o_t, route, COLUMNS != 0, LONG_LINES, LARGE)
+    o_x = pixel * XC
+    o_y = pixels_of(t0, tl.minimum(o_t, last) if RAGGED else o_t, route_out, COLUMNS != 0, LONG_LINES, LARGE) * XC
+    mask = m_d[None, :]
+    if RAGGED:
+        mask = mask & (o_t <= last)[:, None]
+    xs = load_tile(row_pointers(p_x, o_x, VECTOR), m_d[None, :], BT, BD)
+    if ADJOINTS:
+        gs = load_tile(
+            row_pointers(p_y, o_y, VECTOR), mask, BT, BD
+        )  # zero past the end, so that nothing is added there
+    if SUMMARY:
+        for i in tl.static_range(BT):
+            total += u[i]
+    if N <= IN_REGISTERS:
+        new_h = ()
+        new_decays = ()
+        new_shares = ()
+        for n in tl.static_range(N):
+            if TILES:
+                tl.store(p_tile + n * D, h[n], mask=m_d)
+        ys = ()
+        for i in tl.static_range(BT):
+            ys = ys + (skip * xs[i],)
+        for n in tl.static_range(N):
+            Bs, Cs = pair_rows(p_projected + (R + n), pixel * KC, N, BT, BD)
+            state = h[n]
+            if ADJOINTS:
+                decay = decays[n]
+                share = shares[n]
+            sums = ()
+            for i in tl.static_range(BT):
+                a = tl.exp2(A[n] * u[i])
+                state = a * state + u[i] * xs[i] * (Bs[i] * LN2)
+                if OUTPUT:
+                    sums = sums + (ys[i] + Cs[i] * state,)
+                if ADJOINTS:
+                    decay *= a
+                    share += decay * (Cs[i] * gs[i])
+            ys = sums
+            new_h = new_h + (state,)
+            if ADJOINTS:
+                new_decays = new_decays + (decay,)
+                new_shares = new_shares + (share,)
+        h = new_h
+        decays = new_decays
+        shares = new_shares
+        if OUTPUT:
+            store_tile(row_pointers(p_y, o_y, VECTOR), ys, mask, BT, BD)
+    else:
+        ys = ()
+        uxs = ()
+        for i in tl.static_range(BT):
+            ys = ys + (skip * xs[i],)
+            uxs = uxs + (u[i] * xs[i],)
+        for n in range(N):
+            A_n = tl.load(p_A + n, mask=m_d, other=0.0)
+            state = tl.load(p_state + n * D, mask=m_d, other=0.0)
+            if TILES:
+                tl.store(p_tile + n * D, state, mask=m_d)
+            if ADJOINTS:
+                share = tl.load(p_adjoint + n * D, mask=m_d, other=0.0)
+                decay = tl.exp2(A_n * before)
+            sums = ()
+            Bs, Cs = pair_rows(p_projected + (R + n), pixel * KC, N, BT, BD)
+            for i in tl.static_range(BT):
+                a = tl.exp2(A_n * u[i])
+                state = a * state + uxs[i] * (Bs[i] * LN2)
+                if OUTPUT:
+                    sums = sums + (ys[i] + Cs[i] * state,)
+                if ADJOINTS:
+                    decay *= a
+                    share += decay * (Cs[i] * gs[i])
+            if OUTPUT:
+                ys = sums
+            if ADJOINTS:
+                tl.store(p_adjoint + n * D, share, mask=m_d)
+            tl.store(p_state + n * D, state, mask=m_d)
+        tl.debug_barrier()
+        if OUTPUT:
+            store_tile(row_pointers(p_y, o_y, VECTOR), ys, mask, BT, BD)
+    return h, decays, shares, total
+
+
 @triton.jit(do_not_specialize=['B', 'L', 'H', 'W', 'T', 'chunks'])
 def _walk(
-    p_x, p_projected, p_ready, p_weight, p_bias, p_skip, p_A, p_y, p_sums, p_states,
+    p_x, p_projected, p_ready, p_weight, p_bias, p_skip, p_A, p_y, p_tiles, p_tile_sums, p_sums, p_states, p_adjoints,
     B, L, H, W, T, chunks,
-    K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
+    K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, RB: tl.constexpr,
     COLUMNS: tl.constexpr, REVERSES: tl.constexpr, KEEPS: tl.constexpr, GROUPED: tl.constexpr, SOFTPLUS: tl.constexpr,
-    SUMMARY: tl.constexpr, STARTS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, LONG_LINES: tl.constexpr,
-    LARGE: tl.constexpr, FAST: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
+    SUMMARY: tl.constexpr, TILES: tl.constexpr, STARTS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    VECTOR: tl.constexpr, LONG_LINES: tl.constexpr, LARGE: tl.constexpr, FAST: tl.constexpr, EXACT: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """SUMMARY: write `sums (B, chunks, K, D)`, `states (B, chunks, K, N, D)` at the end. Else write y.
+    """Walk forward for one of several purposes.
 
-    STARTS: start from `states` instead of zero. Many states do not fit into registers: they live in `states`, with a
-    barrier (of one warp) a tile.
+    SUMMARY: write `sums (B, chunks, K, D)` of the time steps and `states (B, chunks, K, N, D)` at the ends of chunks.
+    TILES: write `tiles (B, tiles, K, N, D)`, the states that enter tiles. Neither: write y.
+    Both: `y` is the gradient of y; also write `tile_sums (B, tiles, K, D)`, the time steps of a chunk before each tile,
+    and `adjoints (B, chunks, K, N, D)`, each chunk's own share of the adjoint at its start.
+    STARTS: start from `states` instead of zero. Many states do not fit into registers: they live in `states` and
+    `adjoints`, with a barrier (of one warp) a tile.
     """
     C: tl.constexpr = R + 2 * N
     XC: tl.constexpr = K * D if GROUPED else D
     i_d, i_c, i_k, i_b = program(chunks, K, tl.cdiv(D, BD))
     o_d = i_d * BD + tl.arange(0, BD)
     m_d = (o_d < D) | (D % BD == 0)
-    o_t = tl.arange(0, BT)
-    o_r = tl.arange(0, RP)
-    by_column = ((COLUMNS >> i_k) & 1) != 0
-    reverse = ((REVERSES >> i_k) & 1) != 0
-    reverse_out = (((REVERSES & ~KEEPS) >> i_k) & 1) != 0
+    route = route_of(i_k, L, H, W, COLUMNS, REVERSES)
+    route_out = route_of(i_k, L, H, W, COLUMNS, REVERSES & ~KEEPS)
 
     image = i_b.to(tl.int64) * L
-    p_x += image * XC
+    p_x += image * XC + o_d
     p_projected += (image * K + i_k) * C
     if GROUPED:
         p_x += i_k * D
-        p_y += image * XC + i_k * D
+        p_y += image * XC + i_k * D + o_d
+    elif SUMMARY or TILES:
+        p_y += image * D + o_d
     else:
-        p_y += (i_k.to(tl.int64) * B * L + image) * D
+        p_y += (i_k.to(tl.int64) * B * L + image) * D + o_d
     if R == 0:
-        p_ready += image * K * D + i_k * D
+        p_ready += (image * K + i_k) * D + o_d
     o_chunk = (i_b.to(tl.int64) * chunks + i_c) * K + i_k
+    first_tile = i_b.to(tl.int64) * tl.cdiv(L, BT) * K + i_k
+    p_tile = p_tiles + first_tile * (N * D) + o_d
+    p_tile_sum = p_tile_sums + first_tile * D + o_d
+    p_state = p_states + o_chunk * (N * D) + o_d  # one state after another, D apart
+    p_adjoint = p_adjoints + o_chunk * (N * D) + o_d
 
     o_kd = i_k * D + o_d
     bias = tl.load(p_bias + o_kd, mask=m_d, other=0.0) * LOG2E
     skip = tl.load(p_skip + o_kd, mask=m_d, other=0.0)
-    if R > 0:
-        m_w = m_d[None, :] & (o_r < R)[:, None]
-        weight = tl.load(p_weight + o_kd[None, :] * R + o_r[:, None], mask=m_w, other=0.0) * LOG2E
-    p_state = p_states + o_chunk * N * D + o_d  # one state after another, D apart
+    weights = weights_of(p_weight, i_k * D, i_d, D, R, RB, BD, VECTOR, OPERAND)
+    p_A += o_kd * N
+    zero = tl.zeros((BD,), tl.float32)
+    A = ()
     h = ()
+    decays = ()
+    shares = ()
     if N <= IN_REGISTERS:
         for n in tl.static_range(N):
-            start = tl.load(p_state + n * D, mask=m_d, other=0.0) if STARTS else tl.zeros((BD,), tl.float32)
-            h = h + (start,)
+            A = A + (tl.load(p_A + n, mask=m_d, other=0.0),)
+            h = h + (tl.load(p_state + n * D, mask=m_d, other=0.0) if STARTS else zero,)
+            if SUMMARY and TILES:
+                decays = decays + (zero + 1.0,)
+                shares = shares + (zero,)
     elif not STARTS:
         for n in range(N):
-            tl.store(p_state + n * D, tl.zeros((BD,), tl.float32), mask=m_d)
+            tl.store(p_state + n * D, zero, mask=m_d)
+            if SUMMARY and TILES:
+                tl.store(p_adjoint + n * D, zero, mask=m_d)
         tl.debug_barrier()
-    total = tl.zeros((BD,), tl.float32)
 
-    end = tl.minimum(L, (i_c + 1) * T)
-    for t0 in range(i_c * T, end, BT):
-        t = t0 + o_t
-        m_t = t < end
-        m = m_t[:, None] & m_d[None, :]
-        pixel = pixels_of(t0, o_t, L, H, W, by_column, reverse, COLUMNS != 0, LONG_LINES, LARGE)
-        x = tl.load(p_x + pixel[:, None] * XC + o_d[None, :], mask=m, other=0.0).to(tl.float32)
-        if R > 0:
-            m_r = m_t[:, None] & (o_r < R)[None, :]
-            dts = tl.load(p_projected + pixel[:, None] * (K * C) + o_r[None, :], mask=m_r, other=0.0).to(tl.float32)
-            z = tl.dot(dts, weight, input_precision=PRECISION) + bias[None, :]
-        else:
-            z = tl.load(p_ready + pixel[:, None] * (K * D) + o_d[None, :], mask=m, other=0.0).to(tl.float32)
-            z = z * LOG2E + bias[None, :]
-        u = time_step(z, SOFTPLUS, FAST, EXACT)
-        # a position past the end has x = 0; only a summary's sum can notice its time step
-        if SUMMARY:
-            total += tl.sum(tl.where(m_t[:, None], u, 0.0), axis=0)
-        ux = u * x
-        y = skip[None, :] * x
-        p_BC = p_projected + pixel * (K * C) + R
-        if N <= IN_REGISTERS:
-            states = ()
-            for n in tl.static_range(N):
-                A = tl.load(p_A + o_kd * N + n, mask=m_d, other=0.0)
-                Bs = tl.load(p_BC + n, mask=m_t, other=0.0).to(tl.float32) * LN2
-                after, last = recur(tl.exp2(A[None, :] * u), ux * Bs[:, None], h[n], BT, BD, False)
-                states = states + (last,)
-                if not SUMMARY:
-                    Cs = tl.load(p_BC + (N + n), mask=m_t, other=0.0).to(tl.float32)
-                    y += Cs[:, None] * after
-            h = states
-        else:
-            for n in range(N):
-                A = tl.load(p_A + o_kd * N + n, mask=m_d, other=0.0)
-                Bs = tl.load(p_BC + n, mask=m_t, other=0.0).to(tl.float32) * LN2
-                start = tl.load(p_state + n * D, mask=m_d, other=0.0)
-                after, last = recur(tl.exp2(A[None, :] * u), ux * Bs[:, None], start, BT, BD, False)
-                tl.store(p_state + n * D, last, mask=m_d)
-                if not SUMMARY:
-                    Cs = tl.load(p_BC + (N + n), mask=m_t, other=0.0).to(tl.float32)
-                    y += Cs[:, None] * after
-            tl.debug_barrier()
-        if not SUMMARY:
-            if KEEPS != 0:
-                pixel = pixels_of(t0, o_t, L, H, W, by_column, reverse_out, COLUMNS != 0, LONG_LINES, LARGE)
-            tl.store(p_y + pixel[:, None] * XC + o_d[None, :], y.to(p_y.dtype.element_ty), mask=m)
+    carried = (h, decays, shares, zero)
+    pointers = (p_x, p_projected, p_ready, p_y, p_A, p_tile, p_tile_sum, p_state, p_adjoint)
+    begin = i_c * T
+    end = tl.minimum(L, begin + T)
+    full = end - (end - begin) % BT
+    for t0 in range(begin, full, BT):
+        carried = _scan_tile(
+            t0, end, carried, weights, A, bias, skip, m_d, pointers, route, route_out,
+            K, D, N, R, RB, COLUMNS, KEEPS, GROUPED, SOFTPLUS, SUMMARY, TILES, False, BT, BD, VECTOR, LONG_LINES, LARGE,
+            FAST, EXACT, OPERAND, PRECISION,
+        )  # fmt: skip
+    if full < end:
+        carried = _scan_tile(
+            full, end, carried, weights, A, bias, skip, m_d, pointers, route, route_out,
+            K, D, N, R, RB, COLUMNS, KEEPS, GROUPED, SOFTPLUS, SUMMARY, TILES, True, BT, BD, VECTOR, LONG_LINES, LARGE,
+            FAST, EXACT, OPERAND, PRECISION,
+        )  # fmt: skip
 
     if SUMMARY:
+        h, decays, shares, total = carried
         tl.store(p_sums + o_chunk * D + o_d, total, mask=m_d)
         if N <= IN_REGISTERS:
             for n in tl.static_range(N):
                 tl.store(p_state + n * D, h[n], mask=m_d)
+                if TILES:
+                    tl.store(p_adjoint + n * D, shares[n], mask=m_d)
 
 
 @triton.jit(do_not_specialize=['chunks'])
@@ -237,7 +348,7 @@ def constants(walks: Walks) -> dict:
         D=channels,
         N=states,
         R=rank,
-        RP=padded(rank),
+        RB=RANK_BLOCK,
         COLUMNS=walks.columns,
         REVERSES=walks.reverses,
         KEEPS=walks.keeps,
@@ -245,26 +356,46 @@ def constants(walks: Walks) -> dict:
         SOFTPLUS=walks.softplus,
         BT=BT,
         LONG_LINES=walks.grid[0] >= BT,
-        LARGE=is_large(length),
+        LARGE=is_large(length, walks.grid[0]),
         # ready time steps cost no product: nothing is won by less than full precision
         **numerics(walks.x.device, torch.float32 if walks.ready is not None else walks.x.dtype),
     )
 
 
-def block_of(states: int, rank: int, exact: bool) -> int:
-    """Channels of a program, which is one warp: as many as the registers hold tiles of."""
-    return 64 if states <= IN_REGISTERS.value and not (exact and rank > 32) else 32
+def block_of(channels: int, states: int, rank: int, exact: bool) -> int:
+    """Channels of a program, which is one warp: as many as the registers hold rows of, none of them wasted."""
+    return 64 if channels % 64 == 0 and states <= IN_REGISTERS.value and not (exact and rank > 32) else 32
+
+
+def walk(walks: Walks, buffers, chunks: int, chunk: int, SUMMARY=False, TILES=False, STARTS=False, **shared) -> None:
+    """Run `_walk`; `buffers` from its argument `y` on."""
+    batch, length, count, channels, states, rank = walks.sizes()
+    block = block_of(channels, states, rank, shared['EXACT'])
+    ready = walks.x if walks.ready is None else walks.ready
+    _walk[(batch * count * triton.cdiv(channels, block) * chunks,)](
+        *(walks.x, walks.projected, ready, walks.weight, walks.bias, walks.skip, walks.A, *buffers),
+        *(batch, length, *walks.grid, chunk, chunks),
+        SUMMARY=SUMMARY,
+        TILES=TILES,
+        STARTS=STARTS,
+        BD=block,
+        VECTOR=block // 32,
+        num_warps=1,
+        num_stages=1,
+        **shared,
+    )
 
 
 def scan(walks: Walks, dtype: torch.dtype) -> torch.Tensor:
     """Scan every walk: `(K, B, L, D)` of `dtype`, one buffer a walk; grouped walks `(B, L, K*D)`."""
+    walks = walks.aligned()
     batch, length, count, channels, states, rank = walks.sizes()
     x = walks.x
     y = x.new_empty((batch, length, count * channels) if walks.grouped else (count, batch, *x.shape[1:]), dtype=dtype)
     if batch == 0:
         return y
     shared = constants(walks)
-    block = block_of(states, rank, shared['EXACT'])
+    block = block_of(channels, states, rank, shared['EXACT'])
     programs = batch * count * triton.cdiv(channels, block)
     chunks, chunk = chunking(programs, length, x.device)
     sums = starts = y  # not read
@@ -272,24 +403,10 @@ def scan(walks: Walks, dtype: torch.dtype) -> torch.Tensor:
         sums = x.new_empty((batch, chunks, count, channels), dtype=torch.float32)
     if chunks > 1 or states > IN_REGISTERS.value:
         starts = x.new_empty((batch, chunks, count, states, channels), dtype=torch.float32)
-
-    def run(summary):
-        ready = walks.x if walks.ready is None else walks.ready
-        tensors = (x, walks.projected, ready, walks.weight, walks.bias, walks.skip, walks.A, y, sums, starts)
-        _walk[(programs * chunks,)](
-            *tensors,
-            *(batch, length, *walks.grid, chunk, chunks),
-            SUMMARY=summary,
-            STARTS=chunks > 1 and not summary,
-            BD=block,
-            num_warps=1,
-            num_stages=1,
-            **shared,
-        )
-
+    buffers = (y, y, y, sums, starts, y)
     with torch.cuda.device_of(x):
         if chunks > 1:
-            run(summary=True)
+            walk(walks, buffers, chunks, chunk, SUMMARY=True, **shared)
             carry(walks, sums, starts)
-        run(summary=False)
+        walk(walks, buffers, chunks, chunk, STARTS=chunks > 1, **shared)
     return y

@@ -20,8 +20,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 SOFTPLUS_THRESHOLD = tl.constexpr(28.853900817779268)  # PyTorch's 20, in units of log 2
 
-_LARGE = 1 << 21
-"""Longest walk whose division by a line's length is exact in float32."""
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 def numerics(device: torch.device, dtype: torch.dtype) -> dict:
@@ -29,11 +28,14 @@ def numerics(device: torch.device, dtype: torch.dtype) -> dict:
 
     FAST: the hardware's log2 through libdevice, CUDA only; HIP and the interpreter take Triton's own.
     EXACT: relative accuracy for tiny time steps and products to float32's precision: for float32 inputs.
-    PRECISION: of tensor-core products of float32 operands.
+    OPERAND: of matrix products; float16 has too small a range.
+    PRECISION: of matrix products of float32 operands.
     """
     cuda = device.type == 'cuda' and torch.version.hip is None
     exact = dtype == torch.float32
-    return dict(FAST=cuda, EXACT=exact, PRECISION='ieee' if not cuda else 'tf32x3' if exact else 'tf32')
+    operand = tl.bfloat16 if dtype == torch.bfloat16 else tl.float32
+    precision = 'ieee' if not cuda else 'tf32x3' if exact else 'tf32'
+    return dict(FAST=cuda, EXACT=exact, OPERAND=operand, PRECISION=precision)
 
 
 @functools.cache
@@ -42,9 +44,15 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == 'cuda' else 1
 
 
-def is_large(length: int) -> bool:
-    """Whether a walk must divide in integers."""
-    return length > _LARGE
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, detached, contiguous and at an address that allows `row_pointers`' hint."""
+    tensor = tensor.detach().contiguous()
+    return tensor.clone() if tensor.data_ptr() % 16 else tensor
+
+
+def is_large(length: int, line: int) -> bool:
+    """Whether a walk must divide by the length of its lines, as `route_of`'s inverse would not be exact."""
+    return length * line >= 1 << 30
 
 
 def padded(columns: int) -> int:
@@ -87,6 +95,64 @@ def from_rows(rows, BT: tl.constexpr, BD: tl.constexpr):
 
 
 @triton.jit
+def channel_order(BD: tl.constexpr, VECTOR: tl.constexpr):
+    """Channels in the order in which a product's columns must be for `product_rows`."""
+    o = tl.arange(0, BD)
+    return o % (BD // VECTOR) * VECTOR + o // (BD // VECTOR)
+
+
+@triton.jit
+def product_rows(tile, BT: tl.constexpr, BD: tl.constexpr, VECTOR: tl.constexpr):
+    """Rows of a product with its columns in `channel_order`: neighbouring channels in one lane, as loads have them."""
+    columns = to_rows(tile, BT, BD)
+    rows = ()
+    for i in tl.static_range(BT):
+        row = columns[i]
+        if VECTOR > 1:
+            row = tl.reshape(tl.permute(tl.reshape(row, (VECTOR, BD // VECTOR)), (1, 0)), (BD,))
+        rows = rows + (row,)
+    return rows
+
+
+@triton.jit
+def pair_rows(p_B, offsets, N: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr):
+    """Bs and Cs of a state, N apart, as rows: one load of as many values as a warp has lanes, then broadcast."""
+    pair = tl.load((p_B + tl.arange(0, 2) * N)[None, :] + offsets[:, None]).to(tl.float32)
+    Bs, Cs = tl.split(pair)
+    Bs = to_rows(tl.broadcast_to(Bs[:, None], (BT, BD)), BT, BD)
+    Cs = to_rows(tl.broadcast_to(Cs[:, None], (BT, BD)), BT, BD)
+    return Bs, Cs
+
+
+@triton.jit
+def row_pointers(p_row, offsets, VECTOR: tl.constexpr):
+    """Pointers `(BT, BD)` to rows at `offsets`; the hint gives a lane the channels that `product_rows` gives it."""
+    size: tl.constexpr = p_row.dtype.element_ty.primitive_bitwidth // 8
+    return tl.multiple_of(p_row[None, :] + offsets[:, None], [1, VECTOR * size])
+
+
+@triton.jit
+def load_tile(pointers, mask, BT: tl.constexpr, BD: tl.constexpr):
+    """A tile of float32 rows."""
+    return to_rows(tl.load(pointers, mask=mask, other=0.0).to(tl.float32), BT, BD)
+
+
+@triton.jit
+def store_tile(pointers, rows, mask, BT: tl.constexpr, BD: tl.constexpr):
+    """The inverse of `load_tile`."""
+    tl.store(pointers, from_rows(rows, BT, BD).to(pointers.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def turned(rows, BT: tl.constexpr):
+    """The rows, the last first."""
+    result = ()
+    for i in tl.static_range(BT):
+        result = result + (rows[BT - 1 - i],)
+    return result
+
+
+@triton.jit
 def time_step(z, SOFTPLUS: tl.constexpr, FAST: tl.constexpr, EXACT: tl.constexpr):
     """Softplus of z; z and result in units of log 2, so that it costs one exp2 and one log2."""
     u = z
@@ -113,60 +179,108 @@ def time_step_slope(u, SOFTPLUS: tl.constexpr, EXACT: tl.constexpr):
 
 
 @triton.jit
-def recur(a, b, h, BT: tl.constexpr, BD: tl.constexpr, KEPT: tl.constexpr):
-    """`h_t = a_t h_{t-1} + b_t` down a tile: all h_t and the last; with KEPT all `a_t h_{t-1}` and the last h_t."""
-    a_rows = to_rows(a, BT, BD)
-    b_rows = to_rows(b, BT, BD)
-    rows = ()
-    for i in tl.static_range(BT):
-        if KEPT:
-            kept = a_rows[i] * h
-            rows = rows + (kept,)
-            h = kept + b_rows[i]
-        else:
-            h = a_rows[i] * h + b_rows[i]
-            rows = rows + (h,)
-    return from_rows(rows, BT, BD), h
+def silu(x):
+    """x times its sigmoid."""
+    return x * tl.sigmoid(x)
 
 
 @triton.jit
-def recur_back(a, c, dh, BT: tl.constexpr, BD: tl.constexpr):
-    """`dh_t = c_t + a_{t+1} dh_{t+1}` up a tile, from `dh`, which holds a_{t+1} dh_{t+1} of the tile after it."""
-    a_rows = to_rows(a, BT, BD)
-    c_rows = to_rows(c, BT, BD)
-    backwards = ()
-    for i in tl.static_range(BT):
-        state = c_rows[BT - 1 - i] + dh
-        backwards = backwards + (state,)
-        dh = a_rows[BT - 1 - i] * state
-    rows = ()
-    for i in tl.static_range(BT):
-        rows = rows + (backwards[BT - 1 - i],)
-    return from_rows(rows, BT, BD), dh
+def silu_slope(x):
+    """Derivative of `silu`."""
+    s = tl.sigmoid(x)
+    return s + x * s * (1.0 - s)
 
 
 @triton.jit
-def pixels_of(
-    t0, o_t, L, H, W, by_column, reverse, ANY_COLUMN: tl.constexpr, LONG_LINES: tl.constexpr, LARGE: tl.constexpr
+def rounded(tile, OPERAND: tl.constexpr):
+    """A matrix product's operand. The interpreter cannot multiply bfloat16, so there only the rounding takes place."""
+    tile = tile.to(OPERAND)
+    if INTERPRETED:
+        tile = tile.to(tl.float32)
+    return tile
+
+
+@triton.jit
+def weights_of(
+    p_weight,
+    o_k,
+    i_d,
+    D: tl.constexpr,
+    R: tl.constexpr,
+    RB: tl.constexpr,
+    BD: tl.constexpr,
+    VECTOR: tl.constexpr,
+    OPERAND: tl.constexpr,
 ):
-    """Row-major pixels of the positions `t0 + o_t` of a route."""
+    """The time steps' weights in blocks of RB ranks `(RB, BD)`, channels in `channel_order`."""
+    o_d = i_d * BD + channel_order(BD, VECTOR)
+    o_r = tl.arange(0, RB)
+    weights = ()
+    for i in tl.static_range((R + RB - 1) // RB):
+        mask = (o_d < D)[:, None] & (o_r < R - i * RB)[None, :]
+        weight = tl.load(p_weight + (o_k + o_d)[:, None] * R + (i * RB + o_r)[None, :], mask=mask, other=0.0)
+        weights = weights + (tl.trans(rounded(weight, OPERAND)),)
+    return weights
+
+
+@triton.jit
+def step_rows(
+    t0, last, p_projected, p_ready, weights, bias, m_d, route,
+    KC: tl.constexpr, KD: tl.constexpr, R: tl.constexpr, RB: tl.constexpr, RAGGED: tl.constexpr, SOFTPLUS: tl.constexpr,
+    BT: tl.constexpr, BD: tl.constexpr, VECTOR: tl.constexpr, ANY_COLUMN: tl.constexpr, LONG_LINES: tl.constexpr,
+    LARGE: tl.constexpr, FAST: tl.constexpr, EXACT: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The time steps of a tile, in units of log 2, as BT rows; past position `t0 + last` that one's again."""
+    o_t = tl.arange(0, BT)
+    if RAGGED:
+        o_t = tl.minimum(o_t, last)
+    pixel = pixels_of(t0, o_t, route, ANY_COLUMN, LONG_LINES, LARGE)
+    if R > 0:
+        o_r = tl.arange(0, RB)
+        p_dts = (p_projected + o_r)[None, :] + (pixel * KC)[:, None]
+        z = tl.zeros((BT, BD), tl.float32)
+        for i in tl.static_range((R + RB - 1) // RB):
+            dts = tl.load(p_dts + i * RB, mask=(o_r < R - i * RB)[None, :], other=0.0)
+            z = tl.dot(rounded(dts, OPERAND), weights[i], z, input_precision=PRECISION)
+        zs = product_rows(z, BT, BD, VECTOR)
+    else:
+        zs = load_tile(row_pointers(p_ready, pixel * KD, VECTOR), m_d[None, :], BT, BD)
+    rows = ()
+    for i in tl.static_range(BT):
+        rows = rows + (time_step(zs[i] * LOG2E + bias, SOFTPLUS, FAST, EXACT),)
+    return rows
+
+
+@triton.jit
+def route_of(i_k, L, H, W, COLUMNS: tl.constexpr, REVERSES: tl.constexpr):
+    """What `pixels_of` needs to know of route `i_k`."""
+    by_column = ((COLUMNS >> i_k) & 1) != 0
+    reverse = ((REVERSES >> i_k) & 1) != 0
+    inverse = (((1 << 31) + H.to(tl.int64) - 1) // H).to(tl.uint32)
+    return L, H, W, by_column, reverse, inverse
+
+
+@triton.jit
+def pixels_of(t0, o_t, route, ANY_COLUMN: tl.constexpr, LONG_LINES: tl.constexpr, LARGE: tl.constexpr):
+    """Row-major pixels of the positions `t0 + o_t` of a route; 64 bits, so that an address is one multiplication."""
+    L, H, W, by_column, reverse, inverse = route
     first = tl.where(reverse, L - 1 - t0, t0)
     sign = tl.where(reverse, -1, 1)
     if not ANY_COLUMN:
         pixels = first + sign * o_t
     elif LONG_LINES:  # no tile can touch more than two lines: one comparison instead of a division a position
-        line = first // H
+        line = first // H if LARGE else tl.umulhi((2 * first + 1).to(tl.uint32), inverse).to(tl.int32)
         place = first - line * H
         wrap = tl.where(reverse, place + 1, H - place)
         stride = tl.where(by_column, sign * W, sign)
         jump = tl.where(by_column, sign * (1 - H * W), 0)
         first = tl.where(by_column, place * W + line, first)
-        pixels = first + stride * o_t + tl.where(o_t >= wrap, jump, 0)
+        pixels = tl.where(o_t < wrap, first, first + jump) + stride * o_t
     else:
         t = first + sign * o_t
-        line = t // H if LARGE else ((t.to(tl.float32) + 0.5) * (1.0 / H)).to(tl.int32)
+        line = t // H if LARGE else tl.umulhi((2 * t + 1).to(tl.uint32), inverse).to(tl.int32)
         pixels = tl.where(by_column, (t - line * H) * W + line, t)
-    return pixels
+    return pixels.to(tl.int64)
 
 
 @triton.jit

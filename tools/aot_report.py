@@ -1,6 +1,7 @@
 """Compile every Triton kernel ahead of time, without a GPU, and read its machine code.
 
-    python tools/aot_report.py                     # sm_80 and sm_90, every shape that a published VMamba uses
+Examples:
+    python tools/aot_report.py                     # sm_80 and sm_90, every shape of a published model
     python tools/aot_report.py --targets sm_90 --archs tiny_s1l8 --json report.json
 
 One row a kernel, variant and target: registers, bytes spilled, shared memory, and of the largest loop the instructions
@@ -21,8 +22,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import triton
+import triton.language as tl
 from mmvmamba.kernels import triton_bwd, triton_fwd
 from mmvmamba.kernels.depthwise_conv import triton_conv
+from mmvmamba.kernels.pooled_scan import triton_gate, triton_pool, triton_scan
 from mmvmamba.kernels.ss2d import triton_norm
 from mmvmamba.kernels.triton_math import BT, padded
 from rich.console import Console
@@ -30,7 +33,8 @@ from rich.table import Table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mmvmamba.models.backbones.vmamba import ARCHS
+from mmvmamba.models.backbones.fastvim import ARCHS as FASTVIMS
+from mmvmamba.models.backbones.vmamba import ARCHS as VMAMBAS
 
 TARGETS = {
     'sm_80': GPUTarget('cuda', 80, 32),
@@ -39,7 +43,9 @@ TARGETS = {
     'gfx942': GPUTarget('hip', 'gfx942', 64),
 }
 DTYPES = {'bf16': 'bf16', 'fp16': 'fp16', 'fp32': 'fp32'}
-CROSS = dict(COLUMNS=0b1010, REVERSES=0b1100, KEEPS=0)
+CROSS = dict(K=4, GROUPED=False, LONG_LINES=True, COLUMNS=0b1010, REVERSES=0b1100, KEEPS=0)
+BOTH_WAYS = dict(K=2, GROUPED=True, LONG_LINES=False, COLUMNS=0, REVERSES=0b10, KEEPS=0)
+ARCHS = {**VMAMBAS, **{f'fastvim_{arch}': spec for arch, spec in FASTVIMS.items()}}
 _BINARIES = Path(triton.__file__).parent / 'backends/nvidia/bin'
 
 
@@ -64,21 +70,26 @@ class Variant(NamedTuple):
     specials: float | None = None
 
 
-def shapes(archs) -> list[tuple[int, int, int]]:
-    """D, N, R of every stage of the architectures."""
+def shapes(archs) -> list[tuple[str, int, int, int]]:
+    """Family, D, N, R of every stage of the architectures."""
     found = set()
     for arch in archs:
         spec = ARCHS[arch]
+        if arch not in VMAMBAS:
+            found.add(('fastvim', spec['expand'] * spec['embed_dims'], spec['d_state'], -(-spec['embed_dims'] // 16)))
+            continue
         for stage in range(len(spec['depths'])):
             dims = spec['embed_dims'] * 2**stage
-            found.add((int(dims * spec['ssm_ratio']), spec['d_state'], -(-dims // 16)))
+            found.add(('vmamba', int(dims * spec['ssm_ratio']), spec['d_state'], -(-dims // 16)))
     return sorted(found)
 
 
 def _numerics(dtype: str, target: str) -> dict:
     """What `triton_math.numerics` says on a machine with this GPU."""
     cuda, exact = target.startswith('sm'), dtype == 'fp32'
-    return dict(FAST=cuda, EXACT=exact, PRECISION='ieee' if not cuda else 'tf32x3' if exact else 'tf32')
+    operand = tl.bfloat16 if dtype == 'bf16' else tl.float32
+    precision = 'ieee' if not cuda else 'tf32x3' if exact else 'tf32'
+    return dict(FAST=cuda, EXACT=exact, OPERAND=operand, PRECISION=precision)
 
 
 def _types(kernel, constants, **half) -> dict:
@@ -90,18 +101,19 @@ def _types(kernel, constants, **half) -> dict:
     }
 
 
-def scan_variants(D: int, N: int, R: int, dtype: str, target: str):
-    """The scan's kernels for four routes over D channels."""
-    block = triton_fwd.block_of(N, R, dtype == 'fp32')
+def scan_variants(D: int, N: int, R: int, dtype: str, target: str, walks=CROSS):
+    """The scan's kernels for walks over D channels each."""
+    block = triton_fwd.block_of(D, N, R, dtype == 'fp32')
     shared = dict(
-        **dict(K=4, D=D, N=N, R=R, RP=padded(R), GROUPED=False, SOFTPLUS=True, BT=BT, LONG_LINES=True, LARGE=False),
-        **CROSS,
+        **dict(D=D, N=N, R=R, RB=triton_fwd.RANK_BLOCK, SOFTPLUS=True, BT=BT, LARGE=False),
+        **walks,
         **_numerics(dtype, target),
     )
-    half = dict.fromkeys(('p_x', 'p_projected', 'p_ready'), dtype)
-    half['p_y'] = 'bf16' if dtype == 'bf16' else 'fp32'
+    half = dict.fromkeys(('p_projected', 'p_y', 'p_dx', 'p_dy'), 'bf16' if dtype == 'bf16' else 'fp32')
+    half.update(p_x=dtype, p_ready=dtype)
+    shared_forward = dict(shared, BD=block, VECTOR=block // 32)
     for label, summary, starts in (('one pass', False, False), ('summary', True, False), ('replay', False, True)):
-        constants = dict(shared, BD=block, SUMMARY=summary, STARTS=starts)
+        constants = dict(shared_forward, SUMMARY=summary, TILES=False, STARTS=starts)
         yield Variant(
             f'forward {label}',
             triton_fwd._walk,
@@ -112,26 +124,31 @@ def scan_variants(D: int, N: int, R: int, dtype: str, target: str):
             budget=(30 if R <= 12 else 40) if N == 1 and not summary and dtype != 'fp32' else None,
             specials=2 + N,
         )
-    constants = dict(K=4, D=D, N=N, BACK=False, BD=32)
+    constants = dict(K=walks['K'], D=D, N=N, BACK=False, BD=32)
     yield Variant('carry', triton_fwd._carry, _types(triton_fwd._carry, constants), constants, warps=1, elements=1)
 
-    block = triton_bwd.block_of(N, R, dtype == 'fp32')
-    for label, kernel in (('prepare', triton_bwd._prepare), ('walk', triton_bwd._walk_back)):
-        for chunked in (False, True):
-            half = dict.fromkeys(('p_x', 'p_projected', 'p_ready'), dtype)
-            half['p_dx'] = 'bf16' if dtype == 'bf16' else 'fp32'
-            constants = dict(shared, BD=block, CHUNKED=chunked)
-            if label == 'walk':
-                constants.update(RB=triton_bwd.RANK_BLOCK, CP=padded(2 * N))
-            yield Variant(
-                f'backward {label}{" chunked" * chunked}',
-                kernel,
-                _types(kernel, constants, **half),
-                constants,
-                warps=1,
-                elements=BT * block / 32,
-                budget=110 if N == 1 and dtype != 'fp32' and label == 'walk' else None,
-            )
+    for chunked in (False, True):
+        constants = dict(shared_forward, SUMMARY=chunked, TILES=True, STARTS=False)
+        yield Variant(
+            f'backward prepare{" chunked" * chunked}',
+            triton_fwd._walk,
+            _types(triton_fwd._walk, constants, **half),
+            constants,
+            warps=1,
+            elements=BT * block / 32,
+        )
+    block = triton_bwd.block_of(D)
+    for chunked in (False, True):
+        constants = dict(shared, BD=block, VECTOR=1, CP=padded(2 * N), CHUNKED=chunked)
+        yield Variant(
+            f'backward walk{" chunked" * chunked}',
+            triton_bwd._walk_back,
+            _types(triton_bwd._walk_back, constants, **half),
+            constants,
+            warps=block // 32,
+            elements=BT,
+            budget=110 if N == 1 and dtype != 'fp32' else None,
+        )
 
 
 def other_variants(D: int, dtype: str, target: str):
@@ -164,6 +181,52 @@ def other_variants(D: int, dtype: str, target: str):
 def variants(D: int, N: int, R: int, dtype: str, target: str):
     yield from scan_variants(D, N, R, dtype, target)
     yield from other_variants(D, dtype, target)
+
+
+def _pool_variants(D: int, dtype: str):
+    half = dict.fromkeys(('p_xz', 'p_dxz'), dtype)
+    block = triton_pool.BYTES // (4 if dtype == 'fp32' else 2)
+    for pool, code in triton_pool.POOLINGS.items():
+        shared = dict(D=D, KS=4, POOL=code, BD=block)
+        kinds = [(f'pool {pool}', triton_pool._pool, dict(shared, U=triton_pool.U, TIES=False))]
+        if pool == 'max':
+            kinds.append(('pool max with ties', triton_pool._pool, dict(shared, U=triton_pool.U, TIES=True)))
+        kinds.append((f'pool {pool} backward', triton_pool._pool_back, dict(shared, U=triton_pool.U_BACK)))
+        dy = dict(p_dy='fp32' if pool is None or dtype != 'bf16' else 'bf16')
+        for name, kernel, constants in kinds:
+            types = dict(_types(kernel, constants, **half, **dy), scale='fp32')
+            yield Variant(name, kernel, types, constants, 1, constants['U'] * block / 32)
+
+
+def _gate_variants(D: int, dtype: str):
+    half = dict.fromkeys(('p_xz', 'p_dxz', 'p_dy', 'p_y'), dtype)
+    half['p_dtokens'] = 'bf16' if dtype == 'bf16' else 'fp32'
+    tiling = triton_gate.tiling(D)
+    warps, stages = tiling.pop('num_warps'), tiling.pop('num_stages')
+    elements = tiling['U'] * tiling['TILES'] * tiling['BD'] / 32 / warps
+    for pooled, norm in ((True, True), (True, False), (False, True), (False, False)):
+        name = f'gate{"" if pooled else " of all tokens"}{"" if norm else " without norm"}'
+        shared = dict(D=D, KS=4, POOLED=pooled, NORM=norm)
+        for adjoint in (False, True) if norm else (False,):
+            constants = dict(shared, ADJOINT=adjoint, **tiling)
+            types = dict(_types(triton_gate._gate, constants, **half), eps='fp32')
+            yield Variant(name + ' moments' * adjoint, triton_gate._gate, types, constants, warps, elements, stages)
+        constants = dict(shared, **triton_gate.tiling_back(dtype == 'fp32'))
+        alone, single = constants.pop('num_warps'), constants.pop('num_stages')
+        types = _types(triton_gate._gate_back, constants, **half)
+        size = constants['U'] * constants['BD'] / 32
+        yield Variant(f'{name} backward', triton_gate._gate_back, types, constants, alone, size, single)
+
+
+def pooled_variants(D: int, N: int, R: int, dtype: str, target: str):
+    """The pooled scan's kernels; the short sequences are float32 whatever the tokens are."""
+    yield from _pool_variants(D, dtype)
+    yield from _gate_variants(D, dtype)
+    if dtype == 'fp32':
+        yield from scan_variants(D, N, R if R <= triton_scan.WIDEST_RANK else 0, dtype, target, BOTH_WAYS)
+
+
+FAMILIES = {'vmamba': variants, 'fastvim': pooled_variants}
 
 
 def _source(variant: Variant) -> ASTSource:
@@ -233,7 +296,7 @@ def measure(variant: Variant, target: str) -> dict:
         )
         row.update(registers=registers, spilled=4 * spills)
     else:
-        ranks = -(-(row['R'] or 0) // triton_bwd.RANK_BLOCK)
+        ranks = -(-(row['R'] or 0) // triton_fwd.RANK_BLOCK)
         row.update(_read(compiled.asm['cubin'], row['N'] or 1, ranks))
         row['instructions'] = round(sum(row['loop'].values()) / variant.elements, 1)
         row['specials'] = round(row['loop'].get('MUFU', 0) / variant.elements, 2)
@@ -250,14 +313,14 @@ def jobs(args):
     """Every (shape, dtype, target, index of the variant) as plain values, so that workers can build their own."""
     for target in args.targets:
         for dtype in args.dtypes:
-            for D, N, R in shapes(args.archs):
-                for i, _ in enumerate(variants(D, N, R, dtype, target)):
-                    yield D, N, R, dtype, target, i
+            for family, *shape in shapes(args.archs):
+                for i, _ in enumerate(FAMILIES[family](*shape, dtype, target)):
+                    yield family, *shape, dtype, target, i
 
 
 def work(job) -> dict:
-    D, N, R, dtype, target, i = job
-    variant = list(variants(D, N, R, dtype, target))[i]
+    family, D, N, R, dtype, target, i = job
+    variant = list(FAMILIES[family](D, N, R, dtype, target))[i]
     return dict(measure(variant, target), dtype=dtype, D=D, N=N, R=R)
 
 

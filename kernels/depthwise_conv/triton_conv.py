@@ -118,12 +118,13 @@ def _run(x, weight, bias, forward):
 
 def forward(x, weight, bias):
     """See `mmvmamba.kernels.depthwise_conv_silu`; the result has the dtype of x."""
+    bias = None if bias is None else bias.contiguous()
     return _run(x.contiguous(), weight.contiguous(), bias, forward=True)
 
 
 def backward(dy, x, weight, bias):
     """Gradients in the order of `forward`'s tensors; that of an absent bias is empty."""
-    dy, x, weight = (t.contiguous() for t in (dy, x, weight))
+    dy, x, weight, bias = (None if t is None else t.contiguous() for t in (dy, x, weight, bias))
     batch, height, width, channels = x.shape
     size, blocks = weight.shape[-1], triton.cdiv(channels, BD)
     tiles = triton.cdiv(height * width, BP_BACK)

@@ -9,7 +9,9 @@ from ..arguments import check_like, check_parameter_dtype, check_tensor
 from . import reference
 
 _operator = dispatch.Operator(
-    'pooled_scan', __package__, {'reference': 'reference', 'torch': 'torch_blocked', 'cpu': 'cpu'}
+    'pooled_scan',
+    __package__,
+    {'reference': 'reference', 'torch': 'torch_blocked', 'cpu': 'cpu', 'triton': 'triton_scan'},
 )
 
 AXES = ('row', 'column')

@@ -13,7 +13,7 @@ from .triton_norm import normalise, normalise_backward
 
 
 def route_dtype(x) -> torch.dtype:
-    """Dtype of the routes' buffers: bfloat16 keeps float32's range; float16 would overflow where y is large."""
+    """Dtype of projections and routes' buffers: bfloat16 has float32's range; float16 would overflow in either."""
     return torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
 
 
@@ -32,7 +32,7 @@ def walks_of(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, routes) -
         )
     grid = tuple(x.shape[1:3])
     x = x.detach().contiguous().flatten(1, 2)
-    flat = x @ x_proj_weight.detach().to(x.dtype).flatten(0, 1).T
+    flat = x.to(route_dtype(x)) @ x_proj_weight.detach().to(route_dtype(x)).flatten(0, 1).T
     dt_projs_weight, dt_projs_bias, As, Ds = (
         t.detach().float().contiguous() for t in (dt_projs_weight, dt_projs_bias, As, Ds)
     )
@@ -61,20 +61,24 @@ def backward(dy, x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, route
     """Gradients in the order of `forward`'s tensors; projections and states are recomputed."""
     walks = walks_of(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, routes)
     grads = scan_backward(walks, dy.detach().contiguous(), route_dtype(x))
-    # products in the dtype of x, as in the forward pass; sums stay float32
-    flat = grads.projected.flatten(2).flatten(0, 1).to(x.dtype)
-    pixels = walks.x.flatten(0, 1)
+    # products in the dtype of the projections, as in the forward pass; sums stay float32
+    flat = grads.projected.flatten(2).flatten(0, 1).to(route_dtype(x))
+    pixels = walks.x.flatten(0, 1).to(flat.dtype)
     dx = grads.x.sum(0, dtype=torch.float32)
-    dx += (flat @ x_proj_weight.detach().to(x.dtype).flatten(0, 1)).view_as(dx)
+    dx += (flat @ x_proj_weight.detach().to(flat.dtype).flatten(0, 1)).view_as(dx)
     dx_proj = (flat.T @ pixels).view_as(x_proj_weight)
     return dx.view(x.shape), dx_proj, grads.weight, grads.bias.view_as(dt_projs_bias), grads.A, grads.skip
+
+
+def _dense(*tensors):
+    return [None if t is None else t.detach().contiguous() for t in tensors]
 
 
 def forward_norm(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, norm_weight, norm_bias, gate, eps, routes):
     """`ss2d_norm`: its result in the dtype of x, and the routes' sum, which `backward_norm` wants."""
     walks = walks_of(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, routes)
     buffers = scan(walks, route_dtype(x))
-    gate = None if gate is None else gate.detach().contiguous()
+    norm_weight, norm_bias, gate = _dense(norm_weight, norm_bias, gate)
     total, y = normalise(buffers, norm_weight, norm_bias, gate, eps, x.dtype)
     return y.view(x.shape), total.view(x.shape)
 
@@ -83,7 +87,7 @@ def backward_norm(
     dy, total, x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, norm_weight, norm_bias, gate, eps, routes
 ):
     """Gradients in the order of `forward_norm`'s tensors; that of an absent gate is empty."""
-    gate = None if gate is None else gate.detach().contiguous()
+    norm_weight, norm_bias, gate = _dense(norm_weight, norm_bias, gate)
     dtotal, dweight, dbias, dgate = normalise_backward(dy.contiguous(), total, norm_weight, norm_bias, gate, eps)
     grads = backward(dtotal, x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, routes)
     return *grads, dweight, dbias, dgate

@@ -1,27 +1,40 @@
-"""The Triton backends in Triton's interpreter, which must be switched on before Triton is imported: in a subprocess.
+"""The Triton backends in Triton's interpreter, which must be switched on before Triton is imported: in subprocesses.
 
-`triton_cases.py` holds the tests. On a machine with a GPU they run there as well: `python -m pytest triton_cases.py`.
+`triton*_cases.py` hold the tests. On a machine with a GPU they run there as well: `python -m pytest FILE`. What needs
+no kernel to run is tested here: the machine code, and how often it would be compiled.
 """
 
 import importlib.util
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from mmvmamba.kernels.testing import pooled_scan_inputs, ss2d_inputs
 
 pytest.importorskip('triton')
 
+CASES = sorted(Path(__file__).parent.glob('triton*_cases.py'))
 
-def test_in_the_interpreter():
-    cases = Path(__file__).with_name('triton_cases.py')
+
+@pytest.fixture(scope='module', autouse=True)
+def interpreters(tmp_path_factory):
+    """A process for every file of cases, all from the first test of this module on: to process and log."""
+    folder = tmp_path_factory.mktemp('interpreter')
     environment = dict(os.environ, TRITON_INTERPRET='1', OMP_NUM_THREADS='1')
-    command = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', str(cases)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert ' passed' in done.stdout
-    assert 'skipped' not in done.stdout, done.stdout[-2000:]
+    running = {}
+    for path in CASES:
+        log = folder / f'{path.stem}.log'
+        command = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', '--show-capture=no', str(path)]
+        with log.open('w') as file:
+            running[path] = subprocess.Popen(command, stdout=file, stderr=file, env=environment), log
+    yield running
+    for process, _ in running.values():
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope='module')
@@ -36,12 +49,14 @@ def aot_report():
 
 def test_no_size_of_an_image_is_compiled_in(aot_report):
     """Detection changes H and W in every batch: whatever depends on them must be an argument like any other."""
-    for variant in aot_report.variants(96, 1, 6, 'bf16', 'sm_90'):
+    sizes = {'B', 'L', 'H', 'W', 'T', 'chunks', 'rows', 'tiles', 'total', 'share', 'lines', 'size', 'step', 'line_step'}
+    pooled = aot_report.pooled_variants(384, 16, 12, 'bf16', 'sm_90')
+    for variant in (*aot_report.variants(96, 1, 6, 'bf16', 'sm_90'), *pooled):
         compiled_in = {p.name for p in variant.kernel.params if p.is_constexpr}
         free = {p.name for p in variant.kernel.params if p.do_not_specialize}
         numbers = {name for name in variant.types if not name.startswith('p_')}
-        assert compiled_in.isdisjoint({'B', 'L', 'H', 'W', 'T', 'chunks', 'rows', 'tiles', 'total', 'share'})
-        assert numbers <= free | {'eps'}
+        assert compiled_in.isdisjoint(sizes)
+        assert numbers <= free | {'eps', 'scale'}
 
 
 @pytest.mark.parametrize('name', ['forward one pass', 'forward summary', 'backward prepare', 'backward walk'])
@@ -51,3 +66,104 @@ def test_compiles_for_a_gpu_without_spilling(name, aot_report):
     assert row['spilled'] == 0
     if name.startswith('forward'):
         assert row['specials'] <= 3  # 2 + N
+
+
+@pytest.mark.parametrize('name', ['pool mean', 'gate', 'pool mean backward', 'gate backward'])
+def test_pooled_scan_compiles_for_a_gpu_without_spilling(name, aot_report):
+    variants = {v.name: v for v in aot_report.pooled_variants(384, 16, 12, 'bf16', 'sm_90')}
+    assert aot_report.measure(variants[name], 'sm_90')['spilled'] == 0
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Keys under which Triton would look for a compiled kernel on an H200, as a set that launches fill; none runs."""
+    triton = pytest.importorskip('triton')
+    from mmvmamba.kernels import triton_fwd
+    from mmvmamba.kernels.depthwise_conv import triton_conv
+    from mmvmamba.kernels.pooled_scan import triton_gate, triton_pool
+    from mmvmamba.kernels.ss2d import triton_norm
+    from triton.backends.compiler import GPUTarget
+
+    class Driver:
+        """What of a driver is asked for before a kernel starts."""
+
+        def get_current_device(self):
+            return 'nowhere'
+
+        def get_current_stream(self, device):
+            return 0
+
+        def get_current_target(self):
+            return GPUTarget('cuda', 90, 32)
+
+    monkeypatch.setattr(triton.runtime.driver, '_active', Driver())
+    for module in (triton_fwd, triton_norm, triton_conv, triton_gate, triton_pool):
+        monkeypatch.setattr(module, 'multiprocessors', lambda device: 132)
+    keys = set()
+
+    def note(*, key, fn, **others):
+        keys.add((fn.name, key))
+        return True  # says that somebody else has compiled it: no kernel comes back and none is started
+
+    monkeypatch.setattr(triton.knobs.runtime, 'jit_cache_hook', note)
+    return keys
+
+
+def test_another_size_of_image_compiles_nothing_new(launches):
+    """Fifty random sizes, after one long and one short walk of either kind of line."""
+    from mmvmamba.kernels.depthwise_conv import triton_conv
+    from mmvmamba.kernels.ss2d import triton_scan
+
+    def step(height, width):
+        scan = ss2d_inputs(1, height, width, 16, rank=1, dtype=torch.bfloat16)
+        x = scan['x']
+        weight, norm = torch.ones(16, 1, 3, 3), [torch.ones(16), torch.zeros(16), None]
+        triton_conv.forward(x, weight, None)
+        triton_conv.backward(x, x, weight, None)
+        _, total = triton_scan.forward_norm(*scan.values(), *norm, 1e-5, 'cross')
+        triton_scan.backward_norm(x, total, *scan.values(), *norm, 1e-5, 'cross')
+
+    for size in ((3, 5), (5, 300), (300, 5), (200, 300)):
+        step(*size)
+    known = set(launches)
+    kernels = {name for name, _ in known}
+    assert {name.rsplit('.')[-1] for name in kernels} >= {'_walk', '_carry', '_walk_back', '_convolve'}
+    assert len(known) <= 4 * len(kernels)
+    sizes = random.Random(0)
+    for _ in range(50):
+        step(sizes.randint(1, 300), sizes.randint(1, 300))
+    assert launches == known
+
+
+def test_another_grid_compiles_nothing_new_for_the_pooled_scan(launches):
+    """Nor does the other axis: both are the same kernels."""
+    from mmvmamba.kernels.pooled_scan import triton_scan
+
+    def step(batch, height, width, axis):
+        arguments = pooled_scan_inputs(batch, height, width, 24, dtype=torch.bfloat16)
+        xz, *tensors, weight, bias = arguments.values()
+        half = len(tensors) // 2
+        directions = tensors[:half], tensors[half:]
+        for pool in ('mean', 'max'):
+            triton_scan.forward(xz, directions, weight, bias, axis, pool, 1.0, 1e-5)
+            triton_scan.backward(xz[..., :24], xz, directions, weight, bias, axis, pool, 1.0, 1e-5)
+
+    for size in ((1, 3, 5), (1, 300, 5), (3, 5, 300), (40, 100, 16)):  # short and long walks, few and many programs
+        step(*size, 'row')
+    known = set(launches)
+    kernels = {name.rsplit('.')[-1] for name, _ in known}
+    assert kernels >= {'_pool', '_pool_back', '_gate', '_gate_back', '_walk', '_walk_back'}
+    sizes = random.Random(0)
+    for i in range(25):
+        step(sizes.randint(1, 4), sizes.randint(1, 150), sizes.randint(1, 150), ('row', 'column')[i % 2])
+    assert launches == known
+
+
+@pytest.mark.parametrize('path', CASES, ids=lambda path: path.stem)
+def test_in_the_interpreter(path, interpreters):
+    process, log = interpreters[path]
+    process.wait()
+    report = log.read_text()
+    assert process.returncode == 0, report[-6000:]
+    assert ' passed' in report
+    assert 'skipped' not in report, report[-2000:]

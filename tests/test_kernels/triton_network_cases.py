@@ -1,0 +1,150 @@
+"""Tests of networks whose operators are the Triton ones, collected as `triton_cases.py` is."""
+
+import contextlib
+import os
+
+import pytest
+import torch
+from mmvmamba.kernels.testing import assert_close, load_golden
+
+from mmvmamba.models import VMamba
+
+pytest.importorskip('triton')
+
+INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+DEVICE = 'cpu' if INTERPRETED else 'cuda'
+FLOAT32 = 1e-5 if INTERPRETED else 1e-4  # a GPU takes the hardware's fast log2
+ROUTES = {'v05_noz': 'cross', 'v051d_noz': 'unidi', 'v052d_noz': 'bidi', 'v052dc_noz': 'cascade', 'v0': 'cross'}
+SMALL = dict(embed_dims=8, depths=(1, 1, 1, 1), drop_path_rate=0.0, backend='triton')
+
+pytestmark = pytest.mark.skipif(
+    not INTERPRETED and not torch.cuda.is_available(), reason='needs a GPU or TRITON_INTERPRET=1'
+)
+
+
+@pytest.fixture(autouse=True)
+def exact_convolutions():
+    """cudnn would round to ten bits and sum in any order."""
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        yield
+
+
+@pytest.mark.parametrize('name', ['v0', 's1', 's2', 's1_channels_last', 'unidi', 'bidi', 'cascade'])
+def test_golden_backbone(name, data_dir):
+    golden, metadata = load_golden(data_dir / f'vmamba_{name}.safetensors')
+    golden = {k: v.to(DEVICE) for k, v in golden.items()}
+    theirs = metadata['official_kwargs']
+    model = VMamba(
+        'tiny_v0' if theirs['forward_type'] == 'v0' else 'tiny_s1l8',
+        embed_dims=theirs['dims'],
+        depths=theirs['depths'],
+        ssm_ratio=theirs['ssm_ratio'],
+        routes=ROUTES[theirs['forward_type']],
+        backend='triton',
+    )
+    model.eval().to(DEVICE)
+    model.load_state_dict({k.removeprefix('param.'): v for k, v in golden.items() if k.startswith('param.')})
+    image = golden['input'].requires_grad_('grad.input' in golden)
+    outs = model(image)
+    assert len(outs) == 4
+    for i, out in enumerate(outs):
+        torch.testing.assert_close(out, golden[f'out.{i}'], rtol=0, atol=FLOAT32)
+    if 'grad.input' not in golden:
+        return
+    (sum((out * golden[f'cotangent.{i}']).sum() for i, out in enumerate(outs)) / len(outs)).backward()
+    assert_close('input', image.grad, golden['grad.input'], FLOAT32)
+    for name, parameter in model.named_parameters():
+        assert_close(name, parameter.grad, golden[f'grad.{name}'], FLOAT32)
+
+
+def network(**changes) -> VMamba:
+    torch.manual_seed(1)
+    return VMamba(**dict(SMALL, **changes)).to(DEVICE)
+
+
+def images(seed=2) -> torch.Tensor:
+    return torch.randn(1, 3, 20, 28, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def loss_of(model, image):
+    return sum(out.float().square().mean() for out in model(image))
+
+
+def gradients(model, image, context=contextlib.nullcontext):
+    model.zero_grad()
+    with context():
+        loss = loss_of(model, image)
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def test_runs_are_bit_identical():
+    model, image = network(), images()
+    first, second = gradients(model, image), gradients(model, image)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_checkpointing_changes_nothing():
+    model, image = network(), images()
+    plain = gradients(model, image)
+    for stage in model.layers:
+        stage.with_cp = True
+    for name, grad in gradients(model, image).items():
+        assert torch.equal(grad, plain[name]), name
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(dtype):
+    """Half precision changes a little, the backend nothing beyond that."""
+    image = images()
+    ours, reference = network(), network(backend='reference')
+    with torch.autocast(DEVICE, dtype):
+        outs, expected = ours(image), reference(image)
+    for out, other in zip(outs, expected, strict=True):
+        assert out.dtype == other.dtype
+        assert_close('out', out.float(), other.float(), 3e-2 if dtype == torch.bfloat16 else 5e-3)
+    grads = gradients(ours, image, lambda: torch.autocast(DEVICE, dtype))
+    assert all(grad.isfinite().all() and grad.dtype == torch.float32 for grad in grads.values())
+
+
+@pytest.mark.parametrize('arch', ['tiny_s1l8', 'tiny_v0'])
+def test_compiled_training_steps_equal_the_eager_ones(arch):
+    """Two steps, so that the second one's gradients see what the first has written."""
+    changes = dict(arch=arch, d_state=2, depths=(1,), out_indices=(0,)) if INTERPRETED else dict(arch=arch)
+    trained = []
+    for compiled in (False, True):
+        model = network(**changes)
+        run = torch.compile(model, fullgraph=True, backend='aot_eager' if INTERPRETED else 'inductor')
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        for step in range(2):
+            optimizer.zero_grad()
+            loss_of(run if compiled else model, images(step)).backward()
+            optimizer.step()
+        trained.append(dict(model.named_parameters()))
+    for name, eager in trained[0].items():
+        assert_close(name, trained[1][name], eager, FLOAT32)
+        assert_close(name, trained[1][name].grad, eager.grad, 10 * FLOAT32)
+
+
+if not INTERPRETED:  # what only a GPU has
+
+    def test_a_cuda_graph_replays_a_training_step():
+        """Capturing fails at any host synchronisation; the replay must follow new values in the same buffers."""
+        model, image = network(), images()
+        expected = {seed: gradients(model, images(seed)) for seed in (3, 4)}
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            loss_of(model, image).backward()
+        torch.cuda.current_stream().wait_stream(stream)
+        model.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            loss_of(model, image).backward()
+        for seed, grads in expected.items():
+            image.copy_(images(seed))
+            for parameter in model.parameters():
+                parameter.grad.zero_()
+            graph.replay()
+            for name, parameter in model.named_parameters():
+                assert_close(name, parameter.grad, grads[name], FLOAT32)

@@ -1,0 +1,266 @@
+"""Tests of the pooled scan's Triton backend, collected as `triton_cases.py` is."""
+
+import os
+
+import pytest
+import torch
+from mmvmamba.kernels import dispatch
+from mmvmamba.kernels.testing import (
+    TOLERANCE,
+    assert_close,
+    load_golden,
+    output_and_gradients,
+    pooled_scan_by_name,
+    pooled_scan_inputs,
+)
+
+from mmvmamba.models import FastVim
+
+triton_pool = pytest.importorskip('mmvmamba.kernels.pooled_scan.triton_pool')
+triton_gate = pytest.importorskip('mmvmamba.kernels.pooled_scan.triton_gate')
+
+INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+DEVICE = 'cpu' if INTERPRETED else 'cuda'
+FLOAT32 = 1e-5 if INTERPRETED else 1e-4  # a GPU takes the hardware's fast log2
+AXES = ['row', 'column']
+POOLS = ['mean', 'max', None]
+
+pytestmark = [
+    pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason='needs a GPU or TRITON_INTERPRET=1'),
+    # exp overflows on purpose for large negative arguments of a sigmoid
+    pytest.mark.filterwarnings('ignore:overflow encountered:RuntimeWarning'),
+]
+
+
+@pytest.fixture(autouse=True)
+def poisoned_buffers(request, monkeypatch):
+    """Memory that a kernel should have written but did not shows up as NaN."""
+    if 'operator' in request.node.name or 'compiles' in request.node.name:
+        return  # which trace with fake tensors
+
+    def poisoning(make):
+        def poisoned(*args, **options):
+            made = make(*args, **options)
+            return made.fill_(float('nan')) if made.is_floating_point() else made
+
+        return poisoned
+
+    monkeypatch.setattr(torch.Tensor, 'new_empty', poisoning(torch.Tensor.new_empty))
+    monkeypatch.setattr(torch, 'empty_like', poisoning(torch.empty_like))
+
+
+@pytest.fixture(autouse=True)
+def few_operations(request, monkeypatch):
+    """The interpreter pays for programs and tiles rather than for numbers; `as_on_a_gpu` is for the sizes there."""
+    if INTERPRETED and 'as_on_a_gpu' not in request.node.name:
+        monkeypatch.setattr(triton_pool, 'PROGRAMS_PER_MULTIPROCESSOR', 4)
+        monkeypatch.setattr(triton_gate, 'U', 16)
+
+
+def inputs(**sizes):
+    return pooled_scan_inputs(device=DEVICE, **sizes)
+
+
+def check(arguments, tolerance=FLOAT32, **options):
+    """Output and every gradient against the reference in float64, on the same rounded inputs."""
+    y, grads = output_and_gradients(pooled_scan_by_name, arguments, backend='triton', **options)
+    exact = {name: value.double() for name, value in arguments.items()}
+    expected, expected_grads = output_and_gradients(pooled_scan_by_name, exact, backend='reference', **options)
+    assert y.dtype == arguments['xz'].dtype
+    assert_close('y', y, expected, tolerance)
+    half = arguments['xz'].dtype != torch.float32
+    for name, grad in grads.items():
+        assert grad.dtype == arguments[name].dtype
+        assert_close(name, grad, expected_grads[name], 2 * tolerance if half else tolerance)
+    return y, grads
+
+
+GRIDS = {
+    'one_row': dict(height=1, width=23),
+    'one_column': dict(height=23, width=1),
+    'one_token': dict(height=1, width=1),
+    'square': dict(height=14, width=14),
+    'odd': dict(height=3, width=18, channels=5),
+}
+
+
+@pytest.mark.parametrize('pool', POOLS)
+@pytest.mark.parametrize('axis', AXES)
+def test_axes_and_pools(axis, pool):
+    check(inputs(), axis=axis, pool=pool)
+
+
+@pytest.mark.parametrize('pool', ['mean', 'max'])
+@pytest.mark.parametrize('case', GRIDS)
+def test_grids(case, pool):
+    check(
+        inputs(**dict(dict(batch=1, channels=4), **GRIDS[case])), axis='column' if pool == 'max' else 'row', pool=pool
+    )
+
+
+@pytest.mark.parametrize('pool', POOLS)
+def test_tiles_as_on_a_gpu(pool):
+    check(inputs(batch=1, height=3, width=6, channels=6), pool=pool)
+
+
+def test_a_large_grid_of_primes():
+    check(inputs(batch=1, height=37, width=61, states=1, rank=1), axis='column')
+
+
+SIZES = {
+    'n16': dict(states=16, channels=4, height=3, width=5),
+    'wide_rank': dict(rank=24, channels=6, height=3, width=4),
+    'rank_too_wide_for_the_scan': dict(rank=49, channels=6, height=3, width=4),
+    'two_blocks': dict(channels=67, height=3, width=3),
+    'window_of_one': dict(window=1, height=3, width=4),
+    'window_of_seven': dict(window=7, height=2, width=3),
+    'window_beyond_a_tile': dict(window=11, height=4, width=3, channels=2),
+}
+
+
+@pytest.mark.parametrize('case', SIZES)
+def test_sizes(case):
+    check(inputs(batch=1, **SIZES[case]))
+
+
+@pytest.mark.parametrize('pool', POOLS)
+def test_no_norm(pool):
+    check(inputs(batch=1, norm=False), axis='column', pool=pool)
+
+
+@pytest.mark.parametrize('pool', POOLS)
+def test_no_images(pool):
+    check(inputs(batch=0), pool=pool)
+
+
+@pytest.mark.parametrize('pool', ['mean', 'max'])
+def test_scaling(pool):
+    check(inputs(batch=1, height=4), pool=pool, scaling=0.25)
+
+
+@pytest.mark.parametrize('pool', POOLS)
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision(dtype, pool):
+    check(inputs(batch=1, height=3, dtype=dtype), TOLERANCE[dtype], pool=pool)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_parameters(dtype):
+    check(inputs(batch=1, height=3, dtype=dtype, parameter=dtype), TOLERANCE[dtype], axis='column')
+
+
+def test_ties_share_the_gradient():
+    """Equal tokens, so that every token of a line is its maximum in the direction that no end disturbs."""
+    arguments = inputs(batch=1, height=3, width=18, channels=4, window=1)
+    arguments['xz'] = arguments['xz'][:, :, :1].repeat(1, 1, 18, 1)
+    arguments['xz'][0, 1, 7] -= 1  # one that is none or the only one
+    check(arguments, pool='max')
+
+
+@pytest.mark.parametrize('axis', AXES)
+def test_large_inputs_stay_finite(axis):
+    arguments = inputs(batch=1, height=3, width=4, channels=4)
+    arguments['xz'] = 100 * arguments['xz']
+    check(arguments, axis=axis)
+
+
+def test_a_zeroed_gradient_would_be_noticed():
+    _, grads = check(inputs(batch=1, height=3, width=4))
+    for name, grad in grads.items():
+        with pytest.raises(AssertionError, match='relative error'):
+            assert_close(name, torch.zeros_like(grad), grad, FLOAT32)
+
+
+@pytest.mark.parametrize('pool', POOLS)
+def test_runs_are_bit_identical(pool):
+    arguments = inputs(batch=1, height=3, width=4, channels=4)
+    first, first_grads = output_and_gradients(pooled_scan_by_name, arguments, pool=pool, backend='triton')
+    second, second_grads = output_and_gradients(pooled_scan_by_name, arguments, pool=pool, backend='triton')
+    assert torch.equal(first, second)
+    assert all(torch.equal(first_grads[name], second_grads[name]) for name in first_grads)
+
+
+def test_many_programs(monkeypatch):
+    monkeypatch.setattr(triton_pool, 'PROGRAMS_PER_MULTIPROCESSOR', 1 << 20)
+    monkeypatch.setattr(triton_gate, 'SHORTEST_RUN', 8)
+    check(inputs(batch=1, height=4, width=5, channels=4))
+
+
+def test_non_contiguous_tensors():
+    arguments = inputs(batch=1, height=4)
+    strided = {name: value.T.contiguous().T if value.ndim == 2 else value for name, value in arguments.items()}
+    strided['xz'] = arguments['xz'].permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    assert not strided['xz'].is_contiguous()
+    y, grads = check(strided, axis='column')
+    expected, expected_grads = check(arguments, axis='column')
+    assert torch.equal(y, expected)
+    assert all(torch.equal(grads[name], expected_grads[name]) for name in grads)
+
+
+def test_directions_of_different_sizes_are_refused():
+    arguments = dict(inputs(), back_conv_weight=torch.zeros(8, 1, 3, device=DEVICE))
+    with pytest.raises(ValueError, match=r'forth.conv_weight has shape \(8, 1, 4\) and back.conv_weight \(8, 1, 3\)'):
+        pooled_scan_by_name(**arguments, backend='triton')
+
+
+@pytest.mark.parametrize(('norm', 'pool'), [(True, 'max'), (False, None)])
+def test_custom_operator(norm, pool):
+    tensors = [value.requires_grad_() for value in inputs(batch=1, height=3, width=2, norm=norm).values()]
+    if not norm:
+        tensors += [None, None]
+    torch.library.opcheck(torch.ops.mmvmamba.pooled_scan.default, (*tensors, 'column', pool, 1.0, 1e-5, 'triton'))
+
+
+def test_compiles_without_graph_break():
+    arguments = inputs(batch=1, height=3, width=4)
+    compiled = torch.compile(pooled_scan_by_name, fullgraph=True, backend='aot_eager')
+    y, grads = output_and_gradients(compiled, arguments, backend='triton')
+    expected, expected_grads = output_and_gradients(pooled_scan_by_name, arguments, backend='triton')
+    assert torch.equal(y, expected)
+    assert all(torch.equal(grads[name], expected_grads[name]) for name in grads)
+
+
+def test_autocast_does_not_reach_inside():
+    arguments = inputs(batch=1, height=3, width=4, dtype=torch.bfloat16)
+
+    def under_autocast(**leaves):
+        with torch.autocast(DEVICE, torch.bfloat16):
+            return pooled_scan_by_name(**leaves, backend='triton')
+
+    y, grads = output_and_gradients(under_autocast, arguments)
+    expected, expected_grads = output_and_gradients(pooled_scan_by_name, arguments, backend='triton')
+    assert torch.equal(y, expected)
+    assert all(torch.equal(grads[name], expected_grads[name]) for name in grads)
+
+
+def test_auto_leaves_the_interpreter_alone(monkeypatch):
+    monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
+    assert dispatch.choose('pooled_scan', 'auto', 'cpu') != 'triton'
+
+
+@pytest.mark.parametrize('name', ['fastvim', 'fastvim_max_pool', 'fastvim_no_rotate', 'vim'])
+def test_golden_backbone(name, data_dir):
+    golden, metadata = load_golden(data_dir / f'{name}.safetensors')
+    golden = {key: value.to(DEVICE) for key, value in golden.items()}
+    theirs = metadata['official_kwargs']
+    model = FastVim(
+        img_size=theirs['img_size'],
+        embed_dims=theirs['embed_dim'],
+        depth=theirs['depth'],
+        out_indices=theirs['out_indices'],
+        pool=theirs.get('collapse_method', 'mean') if 'rotate_every_block' in theirs else None,
+        rotate=theirs.get('rotate_every_block', True),
+        norm_after_scan=theirs['use_norm_after_ssm'],
+        backend='triton',
+    )
+    model.eval().to(DEVICE)
+    model.load_state_dict({k.removeprefix('param.'): v for k, v in golden.items() if k.startswith('param.')})
+    image = golden['input'].requires_grad_()
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        outs = model(image)
+        for i, out in enumerate(outs):
+            torch.testing.assert_close(out, golden[f'out.{i}'], rtol=0, atol=FLOAT32)
+        (sum((out * golden[f'cotangent.{i}']).sum() for i, out in enumerate(outs)) / len(outs)).backward()
+    assert_close('input', image.grad, golden['grad.input'], FLOAT32)
+    for name, parameter in model.named_parameters():
+        assert_close(name, parameter.grad, golden[f'grad.{name}'], FLOAT32)
