@@ -1,7 +1,12 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+TRITON = Path(__file__).parent / 'test_kernels' / 'test_triton.py'
 
 
 def pytest_addoption(parser):
@@ -17,3 +22,25 @@ def data_dir() -> Path:
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def interpreters(request, tmp_path_factory):
+    """For every file of Triton cases a process with Triton's interpreter: path to process and log.
+
+    They start with the session, if it will ask for them, and take the time that the other tests leave idle.
+    """
+    running = {}
+    if any(item.path == TRITON for item in request.session.items):
+        folder = tmp_path_factory.mktemp('interpreter')
+        environment = dict(os.environ, TRITON_INTERPRET='1', OMP_NUM_THREADS='1')
+        arguments = ('-q', '-x', '-p', 'no:cacheprovider', '--show-capture=no', '--durations=3')
+        for path in sorted(TRITON.parent.glob('triton*_cases.py')):
+            log = folder / f'{path.stem}.log'
+            command = [*(['nice'] if os.name == 'posix' else []), sys.executable, '-m', 'pytest', *arguments, str(path)]
+            with log.open('w') as file:
+                running[path] = subprocess.Popen(command, stdout=file, stderr=file, env=environment), log
+    yield running
+    for process, _ in running.values():
+        process.kill()
+        process.wait()

@@ -1,14 +1,12 @@
 """The Triton backends in Triton's interpreter, which must be switched on before Triton is imported: in subprocesses.
 
-`triton*_cases.py` hold the tests. On a machine with a GPU they run there as well: `python -m pytest FILE`. What needs
-no kernel to run is tested here: the machine code, and how often it would be compiled.
+`triton*_cases.py` hold the tests, and `tests/conftest.py` starts them. On a machine with a GPU they run there as well:
+`python -m pytest FILE`. What needs no kernel to run is tested here: the machine code, and how often it would be
+compiled.
 """
 
 import importlib.util
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,23 +16,6 @@ from mmvmamba.kernels.testing import pooled_scan_inputs, ss2d_inputs
 pytest.importorskip('triton')
 
 CASES = sorted(Path(__file__).parent.glob('triton*_cases.py'))
-
-
-@pytest.fixture(scope='module', autouse=True)
-def interpreters(tmp_path_factory):
-    """A process for every file of cases, all from the first test of this module on: to process and log."""
-    folder = tmp_path_factory.mktemp('interpreter')
-    environment = dict(os.environ, TRITON_INTERPRET='1', OMP_NUM_THREADS='1')
-    running = {}
-    for path in CASES:
-        log = folder / f'{path.stem}.log'
-        command = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', '--show-capture=no', str(path)]
-        with log.open('w') as file:
-            running[path] = subprocess.Popen(command, stdout=file, stderr=file, env=environment), log
-    yield running
-    for process, _ in running.values():
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture(scope='module')

@@ -271,11 +271,3 @@ def test_checkpoint_of_another_architecture_is_listed(trained, shapes):
     assert 'missing:' in done.stderr
     assert 'backbone.layers.2.blocks.1.norm.weight' in done.stderr
     assert '... and' in done.stderr
-
-
-@pytest.mark.parametrize('tool', ['train.py', 'test.py', 'image_demo.py', 'demo.py', 'make_shapes_dataset.py'])
-def test_help_has_an_example(tool):
-    done = run_tool(tool, '--help')
-    assert done.returncode == 0
-    assert 'Example' in done.stdout
-    assert 'python tools/' in done.stdout
