@@ -157,7 +157,7 @@ def _time(candidates, blocks: int, totals: dict[str, _Total], repeat: int, devic
             ready[name], notes[name] = _captured(function) if device == 'cuda' else (function, 'calls')
         except RuntimeError as error:  # of PyTorch, its compiler or a peer: too little memory, no C++ compiler
             total.fail(f'{type(error).__name__}: {error}'.splitlines()[0])
-    for name, times in interleaved(ready, repeat, device).items():
+    for name, times in interleaved(ready, repeat, device, warm=device == 'cpu').items():
         totals[name].add(blocks, times, memory[name], notes[name])
 
 

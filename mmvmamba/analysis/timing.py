@@ -22,7 +22,7 @@ class Times:
 
 
 def interleaved(
-    candidates: Mapping[str, Callable[[], object]], repeat: int = 5, device: str = 'cpu'
+    candidates: Mapping[str, Callable[[], object]], repeat: int = 5, device: str = 'cpu', warm: bool = False
 ) -> dict[str, Times]:
     """Time functions turn by turn, so that a machine's mood strikes all of them alike.
 
@@ -30,6 +30,8 @@ def interleaved(
         candidates: label to a function without arguments.
         repeat: measured rounds, after one that is not.
         device: on 'cuda' the GPU's own clock is read, by events around a call that starts on an idle GPU.
+        warm: call each once more, unmeasured, just before: what the candidate before it has left in the caches, or
+            thrown out of them, does not count.
 
     Returns:
         Label to percentiles, in seconds.
@@ -38,6 +40,8 @@ def interleaved(
     seconds: dict[str, list[float]] = {label: [] for label in candidates}
     for turn in range(repeat + 1):
         for label, function in candidates.items():
+            if warm:
+                function()
             spent = stopwatch(function)
             if turn:
                 seconds[label].append(spent)
