@@ -1,4 +1,4 @@
-"""Train a small network for a few steps, alone or sharing batches with other processes; rank 0 prints its losses.
+"""Train a small network for a few steps, alone or sharing batches with other processes, and print its losses.
 
 Example: python tests/distributed_runs.py alone VMamba (with ddp or fsdp: under torchrun)
 """
@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tempfile
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from torch import nn
 
+from mmvmamba.engine.launch import leave_processes
 from mmvmamba.models import FastVim, VMamba
 
 BACKBONES = {
@@ -38,7 +40,8 @@ class Net(BaseModel):
         return dict(loss=nn.functional.cross_entropy(scores, targets))
 
 
-def main(kind: str, backbone: str) -> None:
+def train(kind: str, backbone: str) -> dict:
+    """The losses over all processes and the number of parameters that this one holds."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     net = Net(backbone)
@@ -65,11 +68,19 @@ def main(kind: str, backbone: str) -> None:
         if world > 1:
             dist.all_reduce(loss)
         losses.append(loss.item() / world)
-    held = sum(p.numel() for p in model.parameters())
-    if rank == 0:
-        print(json.dumps(dict(losses=losses, parameters=held)))
-    if world > 1:
-        dist.destroy_process_group()
+    return dict(losses=losses, parameters=sum(p.numel() for p in model.parameters()))
+
+
+def threads() -> list[str]:
+    """Names of this process' threads, where the system tells."""
+    return [path.read_text().strip() for path in Path('/proc/self/task').glob('*/comm')]
+
+
+def main(kind: str, backbone: str) -> None:
+    report = train(kind, backbone)
+    leave_processes()
+    report['gloo_threads'] = [name for name in threads() if 'gloo' in name]
+    print(json.dumps(report))
 
 
 if __name__ == '__main__':

@@ -64,18 +64,21 @@ def save_predictions(evaluator, task: str, out: str):
     return dict(evaluator, output_dir=out, keep_results=True)
 
 
-def main(argv: list[str] | None = None) -> int:
-    arguments = parse_arguments(argv)
-    os.environ.setdefault('LOCAL_RANK', str(arguments.local_rank))
+def build(cfg, arguments: argparse.Namespace) -> Runner:
+    """A runner whose model has the checkpoint's parameters."""
+    trust = arguments.trust_checkpoint
+    checkpoints.read(arguments.checkpoint, trust=trust)  # what is no checkpoint is refused before a model is built
+    runner = Runner.from_cfg(cfg)
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    report = checkpoints.load(arguments.checkpoint, model.module if arguments.tta else model, trust=trust)
+    runner.logger.info(report)
+    return runner
+
+
+def evaluate(cfg, arguments: argparse.Namespace) -> int:
+    """Test the checkpoint; what comes back is the exit code."""
     try:
-        cfg = configure(arguments)
-        launch.join_processes(cfg)
-        trust = arguments.trust_checkpoint
-        checkpoints.read(arguments.checkpoint, trust=trust)  # what is no checkpoint is refused before a model is built
-        runner = Runner.from_cfg(cfg)
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        report = checkpoints.load(arguments.checkpoint, model.module if arguments.tta else model, trust=trust)
-        runner.logger.info(report)
+        runner = build(cfg, arguments)
     except (FileNotFoundError, ValueError) as error:
         print(f'test.py: {error}', file=sys.stderr)
         return 2
@@ -86,6 +89,20 @@ def main(argv: list[str] | None = None) -> int:
         print(f'test.py: {reason}', file=sys.stderr)
         return 1
     return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    os.environ.setdefault('LOCAL_RANK', str(arguments.local_rank))
+    try:
+        cfg = configure(arguments)
+        launch.join_processes(cfg)
+    except (FileNotFoundError, ValueError) as error:
+        print(f'test.py: {error}', file=sys.stderr)
+        return 2
+    code = evaluate(cfg, arguments)
+    launch.leave_processes()
+    return code
 
 
 if __name__ == '__main__':

@@ -67,6 +67,23 @@ def configure(arguments: argparse.Namespace):
     return cfg, notes
 
 
+def train(cfg, notes: list[str]) -> int:
+    """Build the runner and train; what comes back is the exit code."""
+    runner = RUNNERS.build(cfg)  # mmengine's Runner, unless the config's runner_type says otherwise
+    for note in notes:
+        runner.logger.warning(note)
+    try:
+        runner.train()
+    except checkpoints.CheckpointError as error:  # of init_cfg, which is read when the weights are initialised
+        print(f'train.py: {error}', file=sys.stderr)
+        return 2
+    except (BadSampleError, NonFiniteError) as error:
+        reason = str(error).strip().splitlines()[-1]  # behind the traceback of a worker, if there was one
+        print(f'train.py: {reason}', file=sys.stderr)
+        return 1
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     os.environ.setdefault('LOCAL_RANK', str(arguments.local_rank))
@@ -76,16 +93,9 @@ def main(argv: list[str] | None = None) -> int:
     except (FileNotFoundError, ValueError) as error:
         print(f'train.py: {error}', file=sys.stderr)
         return 2
-    runner = RUNNERS.build(cfg)  # mmengine's Runner, unless the config's runner_type says otherwise
-    for note in notes:
-        runner.logger.warning(note)
-    try:
-        runner.train()
-    except (BadSampleError, NonFiniteError) as error:
-        reason = str(error).strip().splitlines()[-1]  # behind the traceback of a worker, if there was one
-        print(f'train.py: {reason}', file=sys.stderr)
-        return 1
-    return 0
+    code = train(cfg, notes)
+    launch.leave_processes()
+    return code
 
 
 if __name__ == '__main__':

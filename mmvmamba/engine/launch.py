@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import gc
 import logging
 from pathlib import Path
 
@@ -169,6 +170,17 @@ def join_processes(cfg: Config) -> None:
             f"--launcher {cfg.launcher} needs GPUs, and torch sees none here; expected 'none' or 'pytorch'"
         )
     torch.distributed.init_process_group(cfg.env_cfg.dist_cfg.backend)
+
+
+def leave_processes() -> None:
+    """Leave the process group, if this process is in one, when the runner is gone.
+
+    Gloo's threads end with the last reference to their group, which lies in the cycles of a runner. At the
+    interpreter's end such a thread may still be freeing tensors, which kills a process that has done all its work.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        gc.collect()
 
 
 def _replace_sync_batch_norm(node) -> bool:

@@ -52,5 +52,6 @@ def test_two_processes_have_the_loss_curve_of_one(kind, alone):
     found = run(kind, backbone, 2)
     assert found['losses'] == pytest.approx(expected['losses'], rel=1e-4)
     assert found['losses'][-1] != pytest.approx(found['losses'][0], rel=1e-2), 'it learns something'
+    assert found['gloo_threads'] == [], 'a thread that outlives its group may die with the interpreter'
     if kind == 'fsdp':
         assert found['parameters'] < 0.6 * expected['parameters'], 'each process holds about half'

@@ -158,7 +158,7 @@ def test_two_processes_train_to_equal_weights(shapes, tmp_path):
     """A real gloo run; a hook compares every parameter across the ranks at the end."""
     hook = tmp_path / 'equal_ranks.py'
     hook.write_text(
-        'import torch, torch.distributed as dist\n'
+        'import atexit, pathlib, torch, torch.distributed as dist\n'
         'from mmengine.hooks import Hook\nfrom mmengine.registry import HOOKS\n'
         '@HOOKS.register_module()\n'
         'class EqualRanks(Hook):\n'
@@ -169,6 +169,10 @@ def test_two_processes_train_to_equal_weights(shapes, tmp_path):
         '            dist.all_gather(other, p.detach())\n'
         '            assert torch.equal(*other), name\n'
         '        runner.logger.info("ranks hold equal weights")\n'
+        '@atexit.register\n'
+        'def at_the_end():\n'
+        '    names = [path.read_text().strip() for path in pathlib.Path("/proc/self/task").glob("*/comm")]\n'
+        '    print("threads at the end:", [name for name in names if "gloo" in name], flush=True)\n'
     )
     cfg = dumpable(DETECTION, shapes)
     cfg.custom_imports.imports.append('equal_ranks')
@@ -183,6 +187,8 @@ def test_two_processes_train_to_equal_weights(shapes, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert 'ranks hold equal weights' in done.stdout + done.stderr
+    # what outlives its group may die with the interpreter
+    assert done.stdout.count('threads at the end: []') == 2, done.stdout[-3000:]
 
 
 def test_fsdp_trains_and_saves_whole_checkpoints(shapes, tmp_path):
