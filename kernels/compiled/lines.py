@@ -14,7 +14,6 @@ from .vectors import (
     BYTES,
     COMPILE,
     LANES,
-    VERSION,
     ZERO,
     address,
     entry,
@@ -98,7 +97,6 @@ def _direction(job):
     return 4 * job.channels * job.batch * (job.lines * job.line // job.span)
 
 
-@njit(**COMPILE)
 def _pool(jobs):
     """Write `pooled`."""
     job = carray(jobs, 1)[0]
@@ -149,7 +147,6 @@ def _mix(job, task, i, rows, ys):
     return mean, _ONE / np.sqrt(sum_of_lanes(squares) * each + np.float32(job.eps))
 
 
-@njit(**COMPILE)
 def _finish(jobs):
     """Write `out`."""
     job = carray(jobs, 1)[0]
@@ -178,7 +175,6 @@ def _add(vector, place):
     store(load(place) + vector, place)
 
 
-@njit(**COMPILE)
 def _unfinish(jobs):
     """Write the gates' half of `dxz`, and `dy`, `dscanned`, `dnorm`."""
     job = carray(jobs, 1)[0]
@@ -258,7 +254,6 @@ def _differentiate(job, task, way, column, rows, drows, spans, gradients, sums):
         store(dp, gradients + j * BYTES)
 
 
-@njit(**COMPILE)
 def _unpool(jobs):
     """Write the tokens' half of `dxz`, and `sums`."""
     job = carray(jobs, 1)[0]
@@ -296,46 +291,22 @@ def _unpool(jobs):
 @functools.cache
 def pool():
     """The pass that pools, as a C function that takes the address of a `JOB`."""
-    version = VERSION
-
-    def run(job):
-        if version:
-            _pool(job)
-
-    return entry('pooling of lines', JOB, run)
+    return entry('pooling of lines', JOB, _pool)
 
 
 @functools.cache
 def finish():
     """The pass from the scanned lines to the result, see `pool`."""
-    version = VERSION
-
-    def run(job):
-        if version:
-            _finish(job)
-
-    return entry("pooled scan's last pass", JOB, run)
+    return entry("pooled scan's last pass", JOB, _finish)
 
 
 @functools.cache
 def unfinish():
     """The gradients of `finish`, see `pool`."""
-    version = VERSION
-
-    def run(job):
-        if version:
-            _unfinish(job)
-
-    return entry("pooled scan's last pass, backward", JOB, run)
+    return entry("pooled scan's last pass, backward", JOB, _unfinish)
 
 
 @functools.cache
 def unpool():
     """The gradients of `pool`, see there."""
-    version = VERSION
-
-    def run(job):
-        if version:
-            _unpool(job)
-
-    return entry('pooling of lines, backward', JOB, run)
+    return entry('pooling of lines, backward', JOB, _unpool)

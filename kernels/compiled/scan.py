@@ -16,7 +16,6 @@ from .vectors import (
     COMPILE,
     LANES,
     LN2,
-    VERSION,
     ZERO,
     address,
     entry,
@@ -217,7 +216,6 @@ def _advance(route, blk, column, n, places, x, rows, u, h, sums, y, written, add
         store(state, h + s * _ROW + column)
 
 
-@njit(**COMPILE)
 def _forward(job):
     """Write `y`."""
     record = carray(job, 1)[0]
@@ -384,7 +382,6 @@ def _return(route, batch, b, blocks, blk, places, own, dh, starts, scratch, grou
                 sums[blk, places[_PIXELS, i], j] = sum_of_lanes(load(dBC + j * _COLUMN + i * BYTES))
 
 
-@njit(**COMPILE)
 def _backward(job):
     """Write `dx`, `dz` (of the time step before softplus), `dBC`, `ddecay` (of A), `dskip`; of one chain of one link.
 
@@ -416,22 +413,10 @@ def _backward(job):
 @functools.cache
 def forward():
     """The forward pass as a C function that takes the address of a `JOB`."""
-    version = VERSION
-
-    def run(job):
-        if version:
-            _forward(job)
-
-    return entry("scan's forward pass", JOB, run)
+    return entry("scan's forward pass", JOB, _forward)
 
 
 @functools.cache
 def backward():
     """The backward pass, see `forward`."""
-    version = VERSION
-
-    def run(job):
-        if version:
-            _backward(job)
-
-    return entry("scan's backward pass", JOB, run)
+    return entry("scan's backward pass", JOB, _backward)

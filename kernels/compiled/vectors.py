@@ -306,10 +306,10 @@ class _Announcement(event.Listener):
 def entry(name: str, job: np.dtype, function):
     """A C function that takes the address of a record of type `job`, compiled or from the disk's cache.
 
-    The cache notices changes of a function's own file and of the values it encloses, not of functions that it calls.
-    So `function` encloses `VERSION`; those it calls are reached as globals, for an enclosed function would look new to
-    the cache in every process.
+    The cache finds compiled code by the name of the function and notices changes of its file only, not of the functions
+    that it calls from elsewhere. So the name is made to change with every file of this folder.
     """
+    function.__qualname__ = f'{function.__name__}_{VERSION[:16]}'
     signature = types.void(types.CPointer(from_dtype(job)))
     with event.install_listener('numba:compile', _Announcement(name)):
         return cfunc(signature, cache=True, error_model='numpy')(function)
