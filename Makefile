@@ -18,6 +18,8 @@ demo: setup
 demo-seg: setup
 	@$(RUN) tools/demo.py --config configs/demo/upernet_vmamba_shapes.py $(DEMO)
 
+# Threads that wait leave the cores to the processes that the tests start.
+test: export OMP_WAIT_POLICY ?= PASSIVE
 test: setup
 	$(RUN) -m pytest
 

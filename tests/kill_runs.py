@@ -8,7 +8,6 @@ Example: python tests/kill_runs.py 20 WORK_DIR configs/demo/upernet_vmamba_shape
 
 import contextlib
 import importlib
-import importlib.util
 import json
 import os
 import random
@@ -18,14 +17,12 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tool_runs import ROOT, load_tool
 
 
 def load_train():
     """tools/train.py as a module, with what it will import later imported now."""
-    spec = importlib.util.spec_from_file_location('train', ROOT / 'tools/train.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_tool('train')
     for name in ('mmdet.models', 'mmseg.models', 'mmvmamba.models'):
         importlib.import_module(name)
     return module

@@ -1,6 +1,7 @@
 """Reading checkpoints: nothing in them runs, nothing that does not fit is used."""
 
 import argparse
+import functools
 import logging
 import os
 import pickle
@@ -9,14 +10,16 @@ import sys
 import types
 from pathlib import Path
 
+import golden_runs
 import pytest
 import torch
+from golden_runs import parameters_of
 from mmvmamba.kernels.testing import load_golden
 from safetensors.torch import save_file
 from torch import nn
 
 from mmvmamba import checkpoints
-from mmvmamba.models import FastVim, VMamba
+from mmvmamba.models import VMamba
 from mmvmamba.models.backbones.vmamba import ARCHS
 
 DATA = Path(__file__).parent / 'data'
@@ -122,14 +125,8 @@ def golden():
     found = {}
     for name in ('s1', 'v0'):
         tensors, metadata = load_golden(DATA / f'vmamba_{name}.safetensors')
-        parameters = {k.removeprefix('param.'): v for k, v in tensors.items() if k.startswith('param.')}
-        found[name] = parameters, tensors, metadata['official_kwargs']
+        found[name] = parameters_of(tensors), tensors, metadata['official_kwargs']
     return found
-
-
-def build(kwargs, **options):
-    arch = 'tiny_v0' if kwargs['forward_type'] == 'v0' else 'tiny_s1l8'
-    return VMamba(arch, embed_dims=kwargs['dims'], depths=kwargs['depths'], ssm_ratio=kwargs['ssm_ratio'], **options)
 
 
 def old_names(parameters):
@@ -186,11 +183,11 @@ def test_published_variants_give_golden_outputs(variant, how, golden, tmp_path):
     content = wrap(parameters)
     torch.save(content, tmp_path / 'file.pth')
     if how == 'init_cfg':
-        model = build(kwargs, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'file.pth')))
+        model = golden_runs.vmamba(kwargs, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'file.pth')))
         model.init_weights()
         model.init_weights()  # what was loaded stays
     else:
-        model = build(kwargs)
+        model = golden_runs.vmamba(kwargs)
         checkpoints.load(tmp_path / 'file.pth' if how == 'file' else content, model)
     assert all(torch.equal(value, parameters[key]) for key, value in model.state_dict().items())
     with torch.no_grad():
@@ -203,7 +200,7 @@ def test_classifier_drops_its_head_and_leaves_output_norms_fresh(golden, caplog)
     parameters, _, kwargs = golden['s1']
     classifier = {k: v for k, v in parameters.items() if not k.startswith('outnorm')}
     classifier |= {'classifier.norm.weight': torch.ones(8), 'classifier.head.weight': torch.ones(10, 8)}
-    model = build(kwargs)
+    model = golden_runs.vmamba(kwargs)
     with caplog.at_level(logging.INFO, logger='mmvmamba'):
         report = checkpoints.load({'model_ema': classifier}, model)
     assert report.container == 'model_ema'
@@ -216,7 +213,7 @@ def test_classifier_drops_its_head_and_leaves_output_norms_fresh(golden, caplog)
 
 def test_a_model_with_fewer_outputs_takes_what_it_has(golden):
     parameters, tensors, kwargs = golden['s1']
-    model = build(kwargs, out_indices=(1,))
+    model = golden_runs.vmamba(kwargs, out_indices=(1,))
     report = checkpoints.load(parameters, model)
     assert report.fresh == []
     assert {name.split('.')[0] for name in report.dropped} == {'layers', 'outnorm0', 'outnorm2', 'outnorm3'}
@@ -252,7 +249,7 @@ def test_anything_else_is_refused(damage, golden):
     else:
         parameters[name] = parameters[name].clone().fill_(float('nan'))
     words = {'missing': rf'1 missing:\n  {name}', 'unexpected': r'op\.more', 'nan': rf"NaN or infinite.*'{name}'"}
-    model = build(kwargs)
+    model = golden_runs.vmamba(kwargs)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(checkpoints.CheckpointError, match=words[damage]):
         checkpoints.load(parameters, model)
@@ -261,7 +258,7 @@ def test_anything_else_is_refused(damage, golden):
 
 def test_a_whole_detector_is_loaded_strictly(golden):
     parameters, _, kwargs = golden['s1']
-    detector = nn.ModuleDict({'backbone': build(kwargs), 'neck': nn.Linear(2, 2)})
+    detector = nn.ModuleDict({'backbone': golden_runs.vmamba(kwargs), 'neck': nn.Linear(2, 2)})
     content = {f'backbone.{k}': v for k, v in as_convolutions(parameters).items()}
     content |= {'neck.weight': torch.ones(2, 2), 'neck.bias': torch.zeros(2)}
     holder = nn.Module()
@@ -298,7 +295,7 @@ def test_files_that_do_not_fit_or_cannot_be_read(damage, how, golden, tmp_path):
         path.write_bytes(path.read_bytes()[:-200])
     if damage == 'architecture':
         kwargs = kwargs | {'depths': [depth + 1 for depth in kwargs['depths']]}
-    model = build(kwargs, init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    model = golden_runs.vmamba(kwargs, init_cfg=dict(type='Pretrained', checkpoint=str(path)))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(checkpoints.CheckpointError, match=words) as caught:
         model.init_weights() if how == 'init_cfg' else checkpoints.load(path, model)
@@ -310,7 +307,7 @@ def test_init_cfg_may_trust(golden, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     parameters, _, kwargs = golden['s1']
     torch.save({'model': parameters, 'hook': Dangerous()}, 'published.pth')
-    model = build(kwargs, init_cfg=dict(type='Pretrained', checkpoint='published.pth', trust=True))
+    model = golden_runs.vmamba(kwargs, init_cfg=dict(type='Pretrained', checkpoint='published.pth', trust=True))
     model.init_weights()
     assert torch.equal(model.outnorm0.weight, parameters['outnorm0.weight'])
 
@@ -318,21 +315,7 @@ def test_init_cfg_may_trust(golden, tmp_path, monkeypatch):
 def fastvim_golden(name):
     """Golden tensors of a small FastVim or Vim, its parameters, and a builder of models that they fit."""
     tensors, metadata = load_golden(DATA / f'{name}.safetensors')
-    parameters = {k.removeprefix('param.'): v for k, v in tensors.items() if k.startswith('param.')}
-
-    def build(**options):
-        fields = dict(
-            embed_dims=parameters['patch_embed.proj.weight'].shape[0],
-            depth=1 + max(int(key.split('.')[1]) for key in parameters if key.startswith('layers.')),
-            img_size=tuple(tensors['input'].shape[2:]),
-            out_indices=metadata['official_kwargs']['out_indices'],
-            norm_after_scan='layers.0.mixer.layernorm.weight' in parameters,
-            pool=None if name == 'vim' else 'mean',
-            drop_path_rate=0.0,
-        )
-        return FastVim(**(fields | options))
-
-    return parameters, tensors, build
+    return parameters_of(tensors), tensors, functools.partial(golden_runs.fastvim, metadata['official_kwargs'])
 
 
 @pytest.fixture(scope='module')

@@ -1,6 +1,7 @@
 """Running the tools as a user would, in seconds instead of hours."""
 
 import argparse
+import importlib.util
 import os
 import subprocess
 import sys
@@ -24,6 +25,14 @@ def run_tool(name, *arguments, timeout=300, **environment):
         text=True,
         timeout=timeout,
     )
+
+
+def load_tool(name: str):
+    """`tools/<name>.py` as a module, to call what is in it."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / 'tools' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def tiny(config, shapes):

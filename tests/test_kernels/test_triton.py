@@ -5,13 +5,13 @@
 compiled.
 """
 
-import importlib.util
 import random
 from pathlib import Path
 
 import pytest
 import torch
 from mmvmamba.kernels.testing import pooled_scan_inputs, ss2d_inputs
+from tool_runs import load_tool
 
 pytest.importorskip('triton')
 
@@ -21,11 +21,7 @@ CASES = sorted(Path(__file__).parent.glob('triton*_cases.py'))
 @pytest.fixture(scope='module')
 def aot_report():
     """The tool that compiles kernels without a GPU."""
-    path = Path(__file__).parents[2] / 'tools/aot_report.py'
-    spec = importlib.util.spec_from_file_location('aot_report', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('aot_report')
 
 
 def test_no_size_of_an_image_is_compiled_in(aot_report):

@@ -1,33 +1,24 @@
 """Tests of the Triton operators, collected by `test_triton.py` in a process of their own (or by name, on a GPU)."""
 
 import importlib
-import os
 
 import pytest
 import torch
 from mmvmamba.kernels import depthwise_conv_silu, dispatch, selective_scan, ss2d, ss2d_norm
 from mmvmamba.kernels.testing import (
-    TOLERANCE,
     assert_close,
     load_golden,
     output_and_gradients,
     scan_inputs,
     ss2d_inputs,
 )
+from triton_runs import DEVICE, FLOAT32, INTERPRETED, MARKS, TOLERANCES
 
 triton_fwd = pytest.importorskip('mmvmamba.kernels.triton_fwd')
 
-INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
-DEVICE = 'cpu' if INTERPRETED else 'cuda'
-FLOAT32 = 1e-5 if INTERPRETED else 1e-4  # a GPU takes the hardware's fast log2
-TOLERANCES = {**TOLERANCE, torch.float32: FLOAT32}
 GOLDEN_NAMES = {'u': 'u', 'delta': 'delta', 'A': 'A', 'Bs': 'B', 'Cs': 'C', 'Ds': 'D', 'delta_bias': 'delta_bias'}
 
-pytestmark = [
-    pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason='needs a GPU or TRITON_INTERPRET=1'),
-    # exp2 overflows on purpose far above softplus' threshold
-    pytest.mark.filterwarnings('ignore:overflow encountered:RuntimeWarning'),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(params=['one_pass', 'chunked'] if INTERPRETED else ['one_pass', 'chunked', 'by_rule'])
@@ -37,24 +28,6 @@ def chunked(request, monkeypatch):
         programs = 1 << 30 if request.param == 'chunked' else 0
         monkeypatch.setattr(triton_fwd, 'PROGRAMS_PER_MULTIPROCESSOR', programs)
         monkeypatch.setattr(triton_fwd, 'SHORTEST_CHUNK', 16)
-
-
-@pytest.fixture(autouse=True)
-def poisoned_buffers(request, monkeypatch):
-    """Memory that a kernel should have written but did not shows up as NaN."""
-    if 'operator' in request.node.name or 'compiles' in request.node.name:
-        return  # which trace with fake tensors
-
-    def poisoning(make):
-        def poisoned(*args, **options):
-            made = make(*args, **options)
-            return made.fill_(float('nan')) if made.is_floating_point() else made
-
-        return poisoned
-
-    monkeypatch.setattr(torch.Tensor, 'new_empty', poisoning(torch.Tensor.new_empty))
-    for name in ('empty', 'empty_like'):
-        monkeypatch.setattr(torch, name, poisoning(getattr(torch, name)))
 
 
 def check(function, arguments, tolerance, **options):
@@ -108,7 +81,7 @@ def test_route_patterns(routes, chunked):
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision(dtype, chunked):
-    check(ss2d, ss2d_inputs(batch=1, dtype=dtype, device=DEVICE), TOLERANCE[dtype])
+    check(ss2d, ss2d_inputs(batch=1, dtype=dtype, device=DEVICE), TOLERANCES[dtype])
 
 
 def test_projections_beyond_the_range_of_float16():
@@ -117,7 +90,7 @@ def test_projections_beyond_the_range_of_float16():
     arguments['x_proj_weight'] = 4 * arguments['x_proj_weight']
     y, grads = output_and_gradients(ss2d, arguments, backend='triton')
     expected = ss2d(**{k: v.double() for k, v in arguments.items()}, backend='reference')
-    assert_close('y', y, expected, TOLERANCE[torch.float16])
+    assert_close('y', y, expected, TOLERANCES[torch.float16])
     for name in set(grads) - {'x'}:  # the gradient of x is of its size squared: no float16
         assert grads[name].isfinite().all(), name
 
@@ -163,7 +136,7 @@ def test_selective_scan(case, chunked):
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
 def test_selective_scan_half_precision(dtype):
-    check(selective_scan, scan_inputs(dtype=dtype, length=17, device=DEVICE), TOLERANCE[dtype])
+    check(selective_scan, scan_inputs(dtype=dtype, length=17, device=DEVICE), TOLERANCES[dtype])
 
 
 @pytest.mark.parametrize('absent', [('Ds',), ('delta_bias',), ('Ds', 'delta_bias')], ids='+'.join)
@@ -212,7 +185,7 @@ def test_long_sequence_in_float16():
     arguments['A'] = 1e-4 * arguments['A']  # hardly forgets
     y = selective_scan(**arguments, backend='triton')
     expected = selective_scan(**{k: v.double() for k, v in arguments.items()}, backend='torch')
-    assert_close('y', y, expected, TOLERANCE[torch.float16])
+    assert_close('y', y, expected, TOLERANCES[torch.float16])
 
 
 @pytest.mark.parametrize('name', ['scan_n1', 'scan_n16', 'scan_one_direction'])

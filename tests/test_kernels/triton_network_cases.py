@@ -1,25 +1,20 @@
 """Tests of networks whose operators are the Triton ones, collected as `triton_cases.py` is."""
 
 import contextlib
-import os
 
 import pytest
 import torch
-from mmvmamba.kernels.testing import assert_close, load_golden
+from golden_runs import VMAMBAS, check_backbone
+from mmvmamba.kernels.testing import assert_close
+from triton_runs import DEVICE, FLOAT32, INTERPRETED, MARKS
 
 from mmvmamba.models import VMamba
 
 pytest.importorskip('triton')
 
-INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
-DEVICE = 'cpu' if INTERPRETED else 'cuda'
-FLOAT32 = 1e-5 if INTERPRETED else 1e-4  # a GPU takes the hardware's fast log2
-ROUTES = {'v05_noz': 'cross', 'v051d_noz': 'unidi', 'v052d_noz': 'bidi', 'v052dc_noz': 'cascade', 'v0': 'cross'}
 SMALL = dict(embed_dims=8, depths=(1, 1, 1, 1), drop_path_rate=0.0, backend='triton')
 
-pytestmark = pytest.mark.skipif(
-    not INTERPRETED and not torch.cuda.is_available(), reason='needs a GPU or TRITON_INTERPRET=1'
-)
+pytestmark = MARKS
 
 
 @pytest.fixture(autouse=True)
@@ -29,32 +24,9 @@ def exact_convolutions():
         yield
 
 
-@pytest.mark.parametrize('name', ['v0', 's1', 's2', 's1_channels_last', 'unidi', 'bidi', 'cascade'])
+@pytest.mark.parametrize('name', VMAMBAS)
 def test_golden_backbone(name, data_dir):
-    golden, metadata = load_golden(data_dir / f'vmamba_{name}.safetensors')
-    golden = {k: v.to(DEVICE) for k, v in golden.items()}
-    theirs = metadata['official_kwargs']
-    model = VMamba(
-        'tiny_v0' if theirs['forward_type'] == 'v0' else 'tiny_s1l8',
-        embed_dims=theirs['dims'],
-        depths=theirs['depths'],
-        ssm_ratio=theirs['ssm_ratio'],
-        routes=ROUTES[theirs['forward_type']],
-        backend='triton',
-    )
-    model.eval().to(DEVICE)
-    model.load_state_dict({k.removeprefix('param.'): v for k, v in golden.items() if k.startswith('param.')})
-    image = golden['input'].requires_grad_('grad.input' in golden)
-    outs = model(image)
-    assert len(outs) == 4
-    for i, out in enumerate(outs):
-        torch.testing.assert_close(out, golden[f'out.{i}'], rtol=0, atol=FLOAT32)
-    if 'grad.input' not in golden:
-        return
-    (sum((out * golden[f'cotangent.{i}']).sum() for i, out in enumerate(outs)) / len(outs)).backward()
-    assert_close('input', image.grad, golden['grad.input'], FLOAT32)
-    for name, parameter in model.named_parameters():
-        assert_close(name, parameter.grad, golden[f'grad.{name}'], FLOAT32)
+    check_backbone(data_dir / f'vmamba_{name}.safetensors', 'triton', FLOAT32, FLOAT32, DEVICE)
 
 
 def network(**changes) -> VMamba:
@@ -62,8 +34,8 @@ def network(**changes) -> VMamba:
     return VMamba(**dict(SMALL, **changes)).to(DEVICE)
 
 
-def images(seed=2) -> torch.Tensor:
-    return torch.randn(1, 3, 20, 28, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+def images(seed=2, height=20, width=16) -> torch.Tensor:
+    return torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
 def loss_of(model, image):
@@ -118,7 +90,7 @@ def test_compiled_training_steps_equal_the_eager_ones(arch):
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         for step in range(2):
             optimizer.zero_grad()
-            loss_of(run if compiled else model, images(step)).backward()
+            loss_of(run if compiled else model, images(step, 12, 12)).backward()
             optimizer.step()
         trained.append(dict(model.named_parameters()))
     for name, eager in trained[0].items():

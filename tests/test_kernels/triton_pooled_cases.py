@@ -1,52 +1,24 @@
 """Tests of the pooled scan's Triton backend, collected as `triton_cases.py` is."""
 
-import os
-
 import pytest
 import torch
+from golden_runs import FASTVIMS, check_backbone
 from mmvmamba.kernels import dispatch
 from mmvmamba.kernels.testing import (
-    TOLERANCE,
     assert_close,
-    load_golden,
     output_and_gradients,
     pooled_scan_by_name,
     pooled_scan_inputs,
 )
-
-from mmvmamba.models import FastVim
+from triton_runs import DEVICE, FLOAT32, INTERPRETED, MARKS, TOLERANCES
 
 triton_pool = pytest.importorskip('mmvmamba.kernels.pooled_scan.triton_pool')
 triton_gate = pytest.importorskip('mmvmamba.kernels.pooled_scan.triton_gate')
 
-INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
-DEVICE = 'cpu' if INTERPRETED else 'cuda'
-FLOAT32 = 1e-5 if INTERPRETED else 1e-4  # a GPU takes the hardware's fast log2
 AXES = ['row', 'column']
 POOLS = ['mean', 'max', None]
 
-pytestmark = [
-    pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason='needs a GPU or TRITON_INTERPRET=1'),
-    # exp overflows on purpose for large negative arguments of a sigmoid
-    pytest.mark.filterwarnings('ignore:overflow encountered:RuntimeWarning'),
-]
-
-
-@pytest.fixture(autouse=True)
-def poisoned_buffers(request, monkeypatch):
-    """Memory that a kernel should have written but did not shows up as NaN."""
-    if 'operator' in request.node.name or 'compiles' in request.node.name:
-        return  # which trace with fake tensors
-
-    def poisoning(make):
-        def poisoned(*args, **options):
-            made = make(*args, **options)
-            return made.fill_(float('nan')) if made.is_floating_point() else made
-
-        return poisoned
-
-    monkeypatch.setattr(torch.Tensor, 'new_empty', poisoning(torch.Tensor.new_empty))
-    monkeypatch.setattr(torch, 'empty_like', poisoning(torch.empty_like))
+pytestmark = MARKS
 
 
 @pytest.fixture(autouse=True)
@@ -103,8 +75,9 @@ def test_tiles_as_on_a_gpu(pool):
     check(inputs(batch=1, height=3, width=6, channels=6), pool=pool)
 
 
-def test_a_large_grid_of_primes():
-    check(inputs(batch=1, height=37, width=61, states=1, rank=1), axis='column')
+@pytest.mark.parametrize(('height', 'width', 'axis'), [(37, 61, 'column'), (64, 64, 'row')])
+def test_large_grids(height, width, axis):
+    check(inputs(batch=1, height=height, width=width, states=1, rank=1), axis=axis)
 
 
 SIZES = {
@@ -141,12 +114,12 @@ def test_scaling(pool):
 @pytest.mark.parametrize('pool', POOLS)
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision(dtype, pool):
-    check(inputs(batch=1, height=3, dtype=dtype), TOLERANCE[dtype], pool=pool)
+    check(inputs(batch=1, height=3, dtype=dtype), TOLERANCES[dtype], pool=pool)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_parameters(dtype):
-    check(inputs(batch=1, height=3, dtype=dtype, parameter=dtype), TOLERANCE[dtype], axis='column')
+    check(inputs(batch=1, height=3, dtype=dtype, parameter=dtype), TOLERANCES[dtype], axis='column')
 
 
 def test_ties_share_the_gradient():
@@ -238,29 +211,7 @@ def test_auto_leaves_the_interpreter_alone(monkeypatch):
     assert dispatch.choose('pooled_scan', 'auto', 'cpu') != 'triton'
 
 
-@pytest.mark.parametrize('name', ['fastvim', 'fastvim_max_pool', 'fastvim_no_rotate', 'vim'])
+@pytest.mark.parametrize('name', FASTVIMS)
 def test_golden_backbone(name, data_dir):
-    golden, metadata = load_golden(data_dir / f'{name}.safetensors')
-    golden = {key: value.to(DEVICE) for key, value in golden.items()}
-    theirs = metadata['official_kwargs']
-    model = FastVim(
-        img_size=theirs['img_size'],
-        embed_dims=theirs['embed_dim'],
-        depth=theirs['depth'],
-        out_indices=theirs['out_indices'],
-        pool=theirs.get('collapse_method', 'mean') if 'rotate_every_block' in theirs else None,
-        rotate=theirs.get('rotate_every_block', True),
-        norm_after_scan=theirs['use_norm_after_ssm'],
-        backend='triton',
-    )
-    model.eval().to(DEVICE)
-    model.load_state_dict({k.removeprefix('param.'): v for k, v in golden.items() if k.startswith('param.')})
-    image = golden['input'].requires_grad_()
     with torch.backends.cudnn.flags(allow_tf32=False):
-        outs = model(image)
-        for i, out in enumerate(outs):
-            torch.testing.assert_close(out, golden[f'out.{i}'], rtol=0, atol=FLOAT32)
-        (sum((out * golden[f'cotangent.{i}']).sum() for i, out in enumerate(outs)) / len(outs)).backward()
-    assert_close('input', image.grad, golden['grad.input'], FLOAT32)
-    for name, parameter in model.named_parameters():
-        assert_close(name, parameter.grad, golden[f'grad.{name}'], FLOAT32)
+        check_backbone(data_dir / f'{name}.safetensors', 'triton', FLOAT32, FLOAT32, DEVICE)

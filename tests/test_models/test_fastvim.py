@@ -7,9 +7,10 @@ import sys
 
 import pytest
 import torch
+from golden_runs import FASTVIMS, check_backbone
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmvmamba.kernels.pooled_scan import reference
-from mmvmamba.kernels.testing import assert_close, load_golden
+from mmvmamba.kernels.testing import assert_close
 from torch import nn
 from torch.nn import functional as F
 
@@ -22,38 +23,10 @@ TINY = dict(embed_dims=16, depth=3, d_state=4, out_indices=(0, 2))
 PUBLISHED = dict(fastvim_t='tiny', fastvim_s='small', fastvim_b='base', vim_s='small')
 
 
-def golden_model(path, backend):
-    """The golden tensors of a file and our model with its parameters, in evaluation mode."""
-    golden, metadata = load_golden(path)
-    theirs = metadata['official_kwargs']
-    model = FastVim(
-        img_size=theirs['img_size'],
-        embed_dims=theirs['embed_dim'],
-        depth=theirs['depth'],
-        out_indices=theirs['out_indices'],
-        pool=theirs.get('collapse_method', 'mean') if 'rotate_every_block' in theirs else None,
-        rotate=theirs.get('rotate_every_block', True),
-        norm_after_scan=theirs['use_norm_after_ssm'],
-        backend=backend,
-    ).eval()
-    prefix = 'param.'
-    model.load_state_dict({k[len(prefix) :]: v for k, v in golden.items() if k.startswith(prefix)})
-    return golden, model
-
-
 @pytest.mark.parametrize('backend', ['auto', 'torch', 'reference'])
-@pytest.mark.parametrize('name', ['fastvim', 'fastvim_max_pool', 'fastvim_no_rotate', 'vim'])
+@pytest.mark.parametrize('name', FASTVIMS)
 def test_golden(name, backend, data_dir):
-    golden, model = golden_model(data_dir / f'{name}.safetensors', backend)
-    image = golden['input'].requires_grad_()
-    outs = model(image)
-    assert len(outs) == sum(key.startswith('out.') for key in golden)
-    for i, out in enumerate(outs):
-        torch.testing.assert_close(out, golden[f'out.{i}'], rtol=0, atol=1e-5)
-    (sum((out * golden[f'cotangent.{i}']).sum() for i, out in enumerate(outs)) / len(outs)).backward()
-    assert_close('input', image.grad, golden['grad.input'], 1e-5)
-    for name, parameter in model.named_parameters():
-        assert_close(name, parameter.grad, golden[f'grad.{name}'], 1e-5)
+    check_backbone(data_dir / f'{name}.safetensors', backend, 1e-5, 1e-5)
 
 
 @pytest.mark.parametrize('name', PUBLISHED)

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 import torch
+from golden_runs import VMAMBAS, check_backbone
 from mmengine.registry import MODELS as ROOT_MODELS
-from mmvmamba.kernels.testing import assert_close, load_golden
+from mmvmamba.kernels.testing import assert_close
 
 from mmvmamba.models import VMamba
 from mmvmamba.models.backbones.vmamba import ARCHS
@@ -24,43 +25,14 @@ PUBLISHED = dict(
         strict=True,
     )
 )
-ROUTES = {'v05_noz': 'cross', 'v051d_noz': 'unidi', 'v052d_noz': 'bidi', 'v052dc_noz': 'cascade', 'v0': 'cross'}
-
-
-def golden_model(path, backend):
-    """The golden tensors of a file and our model with its parameters, in evaluation mode."""
-    golden, metadata = load_golden(path)
-    theirs = metadata['official_kwargs']
-    model = VMamba(
-        'tiny_v0' if theirs['forward_type'] == 'v0' else 'tiny_s1l8',
-        embed_dims=theirs['dims'],
-        depths=theirs['depths'],
-        ssm_ratio=theirs['ssm_ratio'],
-        routes=ROUTES[theirs['forward_type']],
-        backend=backend,
-    ).eval()
-    prefix = 'param.'
-    model.load_state_dict({k[len(prefix) :]: v for k, v in golden.items() if k.startswith(prefix)})
-    return golden, model
 
 
 @pytest.mark.parametrize('backend', ['auto', 'torch', 'reference'])
-@pytest.mark.parametrize('name', ['s1', 's1_channels_last', 's2', 'v0', 'unidi', 'bidi', 'cascade'])
+@pytest.mark.parametrize('name', VMAMBAS)
 def test_golden(name, backend, data_dir):
-    golden, model = golden_model(data_dir / f'vmamba_{name}.safetensors', backend)
-    image = golden['input'].requires_grad_('grad.input' in golden)
-    outs = model(image)
-    assert len(outs) == 4
-    for i, out in enumerate(outs):
-        torch.testing.assert_close(out, golden[f'out.{i}'], rtol=0, atol=1e-5)
-    if 'grad.input' not in golden:
-        return
-    (sum((out * golden[f'cotangent.{i}']).sum() for i, out in enumerate(outs)) / len(outs)).backward()
     # 'auto' may be a backend that sums in another order
-    tolerance = 2e-5 if backend == 'auto' else 1e-5
-    assert_close('input', image.grad, golden['grad.input'], tolerance)
-    for name, parameter in model.named_parameters():
-        assert_close(name, parameter.grad, golden[f'grad.{name}'], tolerance)
+    gradients = 2e-5 if backend == 'auto' else 1e-5
+    check_backbone(data_dir / f'vmamba_{name}.safetensors', backend, 1e-5, gradients)
 
 
 @pytest.mark.parametrize('arch', ARCHS)

@@ -6,8 +6,12 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+import torch
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from PIL import Image
-from tool_runs import DETECTION, SEGMENTATION, run_tool, tiny
+from tool_runs import DETECTION, ROOT, SEGMENTATION, dumpable, load_tool, run_tool, tiny
+
+from mmvmamba.registry import DATASETS
 
 SKIPPED = {'empty.jpg': 0, 'missing.jpg': 1, 'cut.jpg': 2, 'text.jpg': 3, 'other_size.jpg': 4}
 TAKEN = {'grey.jpg': 5, 'deep.png': 6, 'turned.jpg': 7}
@@ -102,11 +106,6 @@ REASONS = {
 @pytest.fixture(scope='module')
 def datasets(bad):
     """The demo's training sets, loaded as for evaluation."""
-    from mmengine.registry import DefaultScope, init_default_scope
-    from tool_runs import dumpable
-
-    from mmvmamba.registry import DATASETS
-
     before = DefaultScope.get_current_instance()
     built = {}
     for config in (DETECTION, SEGMENTATION):
@@ -124,31 +123,59 @@ def index_of(dataset, number):
     return next((i for i in range(len(dataset)) if dataset.get_data_info(i)['img_path'].endswith(name)), None)
 
 
-@pytest.mark.parametrize('kind', SKIPPED)
+BAD_LABELS = {8: 'labels [76]; expected 0 to 7', 9: 'FileNotFoundError'}
+
+
+def of_training_set(config, data):
+    """Options of test.py for evaluating the training set."""
+    options = [f'test_dataloader.{key}' for key in ('num_workers=0', 'persistent_workers=False', 'batch_size=1')]
+    if config == DETECTION:
+        annotations = 'annotations/instances_train2017.json'
+        return [
+            *options,
+            f'test_dataloader.dataset.ann_file={annotations}',
+            'test_dataloader.dataset.data_prefix.img=train2017/',
+            f'test_evaluator.ann_file={data}/coco/{annotations}',
+        ]
+    prefix = 'test_dataloader.dataset.data_prefix'
+    return [*options, f'{prefix}.img_path=images/training', f'{prefix}.seg_map_path=annotations/training']
+
+
+def untrained(config, data, path):
+    """A checkpoint of the model that the options of `tiny` build."""
+    cfg = dumpable(config, data)
+    init_default_scope(cfg.default_scope)
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), path)
+    return path
+
+
 @pytest.mark.parametrize('config', [DETECTION, SEGMENTATION], ids=['detection', 'segmentation'])
-def test_evaluation_names_the_file(config, kind, datasets):
-    from mmvmamba.datasets.checks import BadSampleError
-
-    dataset = datasets[config]
-    index = index_of(dataset, SKIPPED[kind])
-    if index is None:
-        assert (config, kind) == (SEGMENTATION, 'missing.jpg')
-        return
-    with pytest.raises(
-        BadSampleError, match=rf'{SKIPPED[kind] + 1:012d}\.jpg: .*Evaluation leaves nothing out'
-    ) as caught:
-        dataset[index]
-    assert REASONS[kind] in str(caught.value)
-
-
-@pytest.mark.parametrize(('number', 'reason'), [(8, 'labels [76]; expected 0 to 7'), (9, 'FileNotFoundError')])
-def test_evaluation_names_bad_label_files(number, reason, datasets):
-    from mmvmamba.datasets.checks import BadSampleError
-
-    dataset = datasets[SEGMENTATION]
-    with pytest.raises(BadSampleError, match=rf'{number + 1:012d}\.jpg: ') as caught:
-        dataset[index_of(dataset, number)]
-    assert reason in str(caught.value)
+def test_evaluation_names_one_file_after_another(config, bad, shapes, tmp_path, monkeypatch, capsys):
+    """A user repairs what the message names and tries again, until everything is evaluated."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    data = tmp_path / 'shapes'
+    shutil.copytree(bad, data)
+    images, labels = (
+        ('coco/train2017', None) if config == DETECTION else ('ade/images/training', 'ade/annotations/training')
+    )
+    reasons = {SKIPPED[kind]: reason for kind, reason in REASONS.items()}
+    if config == SEGMENTATION:
+        del reasons[SKIPPED['missing.jpg']]  # a folder of images shows no missing one
+        reasons |= BAD_LABELS
+    arguments = [config, untrained(config, data, tmp_path / 'some.pth'), '--work-dir', tmp_path / 'work']
+    options = ['--cfg-options', *tiny(config, data), *of_training_set(config, data)]
+    evaluate = load_tool('test').main
+    for number, reason in reasons.items():
+        name = f'{number + 1:012d}'
+        assert evaluate([*map(str, arguments), *options]) == 1
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith(f'test.py: {data / images / name}.jpg: ')
+        assert reason in said
+        assert said.endswith('Evaluation leaves nothing out; repair or remove the file')
+        folder, suffix = (labels, '.png') if number in BAD_LABELS else (images, '.jpg')
+        shutil.copy(shapes / folder / (name + suffix), data / folder / (name + suffix))
+    assert evaluate([*map(str, arguments), *options]) == 0
 
 
 @pytest.mark.parametrize('kind', TAKEN)

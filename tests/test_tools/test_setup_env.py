@@ -1,14 +1,11 @@
 """The set-up program's decisions; the set-up itself runs before any test can."""
 
-import importlib.util
 import re
 
 import pytest
-from tool_runs import ROOT
+from tool_runs import ROOT, load_tool
 
-spec = importlib.util.spec_from_file_location('setup_env', ROOT / 'tools/setup_env.py')
-setup_env = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(setup_env)
+setup_env = load_tool('setup_env')
 
 
 def test_every_package_of_the_tests_is_pinned():

@@ -1,0 +1,20 @@
+"""What all tests of Triton kernels share: they run in Triton's interpreter, or on a GPU where there is one."""
+
+import os
+
+import pytest
+import torch
+from mmvmamba.kernels.testing import TOLERANCE
+
+INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+DEVICE = 'cpu' if INTERPRETED else 'cuda'
+FLOAT32 = 1e-5 if INTERPRETED else 1e-4  # a GPU takes the hardware's fast log2
+TOLERANCES = {**TOLERANCE, torch.float32: FLOAT32}
+
+MARKS = [
+    pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason='needs a GPU or TRITON_INTERPRET=1'),
+    # exponentials overflow on purpose far beyond what softplus and sigmoid need of them
+    pytest.mark.filterwarnings('ignore:overflow encountered:RuntimeWarning'),
+    pytest.mark.usefixtures('poisoned_buffers', 'quick_interpreter'),
+]
+"""For every file of such tests: `pytestmark = MARKS`."""
