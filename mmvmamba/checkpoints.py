@@ -102,7 +102,7 @@ def load(source, model: nn.Module, *, trust: bool = False) -> Report:
 
 
 def _content(source, trust: bool) -> dict:
-    return dict(source) if isinstance(source, Mapping) else read_file(_local(source), trust=trust)
+    return dict(source) if isinstance(source, Mapping) else read_file(source, trust=trust)
 
 
 def _local(source: str | Path) -> Path:
@@ -132,7 +132,8 @@ def read(path: str | Path, *, trust: bool = False) -> dict[str, torch.Tensor]:
     """Read the parameters of a checkpoint, untranslated, without running anything that is in it.
 
     Args:
-        path: a `.safetensors` file, or a file of `torch.save` with a state dict, bare or in a container.
+        path: a `.safetensors` file, or a file of `torch.save` with a state dict, bare or in a container; or the URL of
+            one, which is downloaded once.
         trust: see `read_file`.
 
     Returns:
@@ -152,7 +153,12 @@ def read_file(path: str | Path, *, trust: bool = False) -> dict:
         path: as for `read`.
         trust: unpickle whatever the file holds, which runs whatever code it carries. Otherwise such a file is refused.
     """
-    path = Path(path)
+    path = _local(path)
+    if path.is_dir():
+        raise CheckpointError(
+            f'{path} is a folder; expected one file. A training by DeepSpeed leaves such folders: '
+            f'python {path.parent}/zero_to_fp32.py {path.parent} OUT -t {path.name} writes its parameters into one'
+        )
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     if path.suffix == '.safetensors':

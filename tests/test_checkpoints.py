@@ -102,6 +102,9 @@ def test_missing_file_and_no_parameters(tmp_path):
         checkpoints.read(tmp_path / 'empty.pth')
     with pytest.raises(FileNotFoundError, match=r'gone\.pth does not exist'):
         checkpoints.read(tmp_path / 'gone.pth')
+    (tmp_path / 'epoch_2.pth').mkdir()
+    with pytest.raises(checkpoints.CheckpointError, match=r'is a folder; .*zero_to_fp32\.py .* OUT -t epoch_2\.pth'):
+        checkpoints.read(tmp_path / 'epoch_2.pth')
     torch.save({'epoch': 3}, tmp_path / 'c.pth')
     with pytest.raises(checkpoints.CheckpointError, match=r'holds no parameters.*epoch: int'):
         checkpoints.read(tmp_path / 'c.pth')
@@ -310,6 +313,22 @@ def test_init_cfg_may_trust(golden, tmp_path, monkeypatch):
     model = golden_runs.vmamba(kwargs, init_cfg=dict(type='Pretrained', checkpoint='published.pth', trust=True))
     model.init_weights()
     assert torch.equal(model.outnorm0.weight, parameters['outnorm0.weight'])
+
+
+def test_init_cfg_may_be_a_list(golden, tmp_path):
+    parameters, _, kwargs = golden['s1']
+    torch.save({'model': parameters}, tmp_path / 'published.pth')
+    fill = dict(type='Constant', layer='LayerNorm', val=3.0)
+    model = golden_runs.vmamba(kwargs, init_cfg=[fill])
+    model.init_weights()
+    assert (model.outnorm0.weight == 3).all()
+    model = golden_runs.vmamba(
+        kwargs, init_cfg=[dict(type='Pretrained', checkpoint=str(tmp_path / 'published.pth')), fill]
+    )
+    model.init_weights()
+    assert torch.equal(model.outnorm0.weight, parameters['outnorm0.weight'])
+    with pytest.raises(TypeError, match=r"VMamba: init_cfg=\['Pretrained'\]; expected a dict such as"):
+        golden_runs.vmamba(kwargs, init_cfg=['Pretrained']).init_weights()
 
 
 def fastvim_golden(name):

@@ -60,8 +60,12 @@ def configure(arguments: argparse.Namespace):
         checkpoints.read_file(arguments.resume, trust=arguments.trust_checkpoint)
     if arguments.resume is None and cfg.get('load_from'):
         checkpoints.read(cfg.load_from, trust=arguments.trust_checkpoint)
-    if arguments.trust_checkpoint and cfg.model.get('backbone', {}).get('init_cfg'):
-        cfg.model.backbone.init_cfg.trust = True
+    init_cfg = cfg.model.get('backbone', {}).get('init_cfg') or []
+    for entry in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]:
+        if isinstance(entry, dict) and entry.get('type') == 'Pretrained' and '://' not in entry.checkpoint:
+            checkpoints.read(entry.checkpoint, trust=arguments.trust_checkpoint)
+            if arguments.trust_checkpoint:
+                entry.trust = True
     if arguments.resume is not None:
         cfg.resume, cfg.load_from = True, arguments.resume
     return cfg, notes

@@ -6,13 +6,14 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DefaultScope, init_default_scope
+from mmengine.registry import OPTIM_WRAPPERS, RUNNERS, STRATEGIES, DefaultScope, init_default_scope
 
 from mmvmamba.engine.launch import prepare, task_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 PATHS = sorted(path for folder in (CONFIGS, CONFIGS / 'demo') for path in folder.glob('*.py'))
 IDS = [str(path.relative_to(CONFIGS)) for path in PATHS]
+DISTRIBUTED = sorted((CONFIGS / 'distributed').glob('*.py'))
 MOST_LINES = 30
 SIZES = dict(t='tiny', s='small', b='base')
 DROP_PATH = dict(t=0.2, s=0.3, b=0.6)  # detection and segmentation alike
@@ -166,3 +167,16 @@ def test_segmentation_recipe(name):
     assert tuple(crop.crop_size) == (side, side)
     assert cfg.model.decode_head.channels == 512
     assert (cfg.model.auxiliary_head.in_index, cfg.model.auxiliary_head.loss_decode.loss_weight) == (2, 0.4)
+
+
+@pytest.mark.parametrize('path', DISTRIBUTED, ids=lambda path: path.stem)
+def test_distributed_examples_change_how_training_is_shared_and_nothing_else(path, tmp_path):
+    cfg, plain = load(path, tmp_path), load(CONFIGS / 'maskrcnn_vmamba_b.py', tmp_path)
+    changed = {key for key in cfg if cfg[key] != plain.get(key)}
+    assert changed == {'runner_type', 'strategy'} | ({'optim_wrapper'} if 'deepspeed' in path.stem else set())
+    assert RUNNERS.get(cfg.runner_type) is not None
+    assert STRATEGIES.get(cfg.strategy.type) is not None
+    ours, theirs = dict(cfg.optim_wrapper), dict(plain.optim_wrapper)
+    assert OPTIM_WRAPPERS.get(ours.pop('type')) is not None
+    del theirs['type']
+    assert ours == theirs

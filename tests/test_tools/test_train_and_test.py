@@ -277,3 +277,21 @@ def test_checkpoint_of_another_architecture_is_listed(trained, shapes):
     assert 'missing:' in done.stderr
     assert 'backbone.layers.2.blocks.1.norm.weight' in done.stderr
     assert '... and' in done.stderr
+
+
+@pytest.mark.parametrize(
+    ('content', 'reason'),
+    [
+        (None, '/other.pth does not exist'),
+        ({'state_dict': {'some.weight': torch.zeros(2, 2)}}, '/other.pth does not fit VMamba'),
+    ],
+    ids=['missing', 'other'],
+)
+def test_pretrained_weights_that_cannot_be_used_are_refused(content, reason, shapes, tmp_path):
+    if content is not None:
+        torch.save(content, tmp_path / 'other.pth')
+    options = [f'model.backbone.init_cfg.{entry}' for entry in ('type=Pretrained', f'checkpoint={tmp_path}/other.pth')]
+    done = train(DETECTION, shapes, tmp_path / 'work', *options)
+    assert done.returncode == 2, done.stdout[-3000:] + done.stderr[-3000:]
+    assert f'{tmp_path}{reason}' in done.stderr
+    assert 'Traceback' not in done.stderr

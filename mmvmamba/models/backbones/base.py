@@ -1,6 +1,6 @@
 """What our backbones share: weights that are loaded strictly, and stages that are frozen."""
 
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, initialize
 from torch import nn
 
 from mmvmamba import checkpoints
@@ -24,12 +24,22 @@ class BaseBackbone(BaseModule):
         """Load the checkpoint of `init_cfg`, once; parameters are otherwise as the constructor initialised them.
 
         Raises:
+            TypeError: `init_cfg` is neither a dict nor a list of dicts.
             FileNotFoundError, CheckpointError: see `checkpoints.load`.
         """
-        if (self.init_cfg or {}).get('type') != 'Pretrained':
+        entries = self.init_cfg if isinstance(self.init_cfg, (list, tuple)) else [self.init_cfg or {}]
+        if not all(isinstance(entry, dict) for entry in entries):
+            raise TypeError(
+                f'{type(self).__name__}: init_cfg={self.init_cfg!r}; expected a dict such as '
+                f"dict(type='Pretrained', checkpoint='file.pth'), or a list of dicts"
+            )
+        pretrained = [entry for entry in entries if entry.get('type') == 'Pretrained']
+        if not pretrained:
             super().init_weights()
         elif not self.is_init:
-            checkpoints.load(self.init_cfg['checkpoint'], self, trust=self.init_cfg.get('trust', False))
+            initialize(self, [entry for entry in entries if entry not in pretrained])
+            for entry in pretrained:
+                checkpoints.load(entry['checkpoint'], self, trust=entry.get('trust', False))
             self.is_init = True
 
     def _freeze(self, frozen_stages: int, built: int) -> None:
