@@ -94,6 +94,21 @@ def test_training_skips_and_says_so(config, bad, tmp_path):
         assert 'images, which have no annotation' in log
 
 
+def test_resuming_replaces_bad_samples_as_the_uninterrupted_run_does(bad, tmp_path):
+    whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
+    assert train(SEGMENTATION, bad, whole).returncode == 0
+    resumed.mkdir()
+    shutil.copy(whole / 'iter_3.pth', resumed)
+    options = ['--cfg-options', *tiny(SEGMENTATION, bad), 'train_dataloader.num_workers=2']
+    done = run_tool('train.py', SEGMENTATION, '--work-dir', resumed, '--resume', resumed / 'iter_3.pth', *options)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert 'bad sample skipped' in done.stdout
+    expected, found = (
+        torch.load(folder / 'iter_6.pth', weights_only=False)['state_dict'] for folder in (whole, resumed)
+    )
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 REASONS = {
     'empty.jpg': '',
     'missing.jpg': 'FileNotFoundError',
