@@ -54,7 +54,7 @@ case $family in
     none)
         step 'mmengine' pip -c "$folder/pins" 'onedl-mmengine' numba safetensors pytest hypothesis numpy
         # a detector needs a toolbox
-        tests=(tests/test_kernels tests/test_models/test_vmamba.py tests/test_models/test_fastvim.py -k 'not inside_a_detector')
+        tests=(tests/test_kernels tests/test_models/test_{backbones,vmamba,fastvim}.py -k "not inside_a_detector")
         ;;
     onedl)
         step 'onedl-mmcv (compiles)' pip -c "$folder/pins" --no-build-isolation "onedl-mmcv${MMCV:+==$MMCV}"
