@@ -2,45 +2,11 @@
 
 import pytest
 import torch
-from mmvmamba.kernels import depthwise_conv_silu, selective_scan, ss2d, ss2d_norm
-from mmvmamba.kernels.testing import (
-    assert_close,
-    output_and_gradients,
-    pooled_scan_by_name,
-    pooled_scan_inputs,
-    scan_inputs,
-    ss2d_inputs,
-)
+from large_inputs import CASES, SCALE, large
+from mmvmamba.kernels import depthwise_conv_silu
+from mmvmamba.kernels.testing import TOLERANCE, assert_close, output_and_gradients
 
 HALVES = [torch.float16, torch.bfloat16]
-SCALE = 1e4  # float16 ends at 65504
-
-
-def norm_inputs(dtype):
-    arguments = ss2d_inputs(dtype=dtype)
-    channels = arguments['x'].shape[3]
-    return dict(arguments, norm_weight=torch.ones(channels), norm_bias=torch.zeros(channels))
-
-
-CASES = {
-    'selective_scan': (selective_scan, scan_inputs, ('u', 'delta', 'Bs', 'Cs')),
-    'ss2d': (ss2d, ss2d_inputs, ('x',)),
-    'ss2d_norm': (ss2d_norm, norm_inputs, ('x',)),
-    'pooled_scan': (pooled_scan_by_name, pooled_scan_inputs, ('xz',)),
-}
-
-
-def large(inputs, scaled, dtype):
-    """Random arguments, some of them scaled and then kept within what the dtype can hold."""
-    arguments = inputs(dtype=dtype)
-    top = torch.finfo(torch.float16).max
-    for name in scaled:
-        t = arguments[name].float()
-        # a gate is a factor of the result itself, which must fit float16
-        channels = t.shape[-1] // 2 if name == 'xz' else t.shape[-1]
-        t[..., :channels] = (t[..., :channels] * SCALE).clamp(-top, top)
-        arguments[name] = t.to(dtype)
-    return arguments
 
 
 @pytest.mark.parametrize('dtype', HALVES, ids=str)
@@ -51,7 +17,7 @@ def test_large_inputs_stay_finite(name, dtype, backend_or_reference):
     y = function(**arguments, backend=backend_or_reference)
     assert y.isfinite().all()
     exact = function(**{k: v.double() for k, v in arguments.items()}, backend='reference')
-    assert_close('y', y, exact, 1e-2 if y.dtype == torch.bfloat16 else 2e-3)
+    assert_close('y', y, exact, TOLERANCE[y.dtype])
 
 
 @pytest.mark.parametrize('dtype', HALVES, ids=str)

@@ -2,6 +2,7 @@
 
 import importlib
 
+import large_inputs
 import pytest
 import torch
 from mmvmamba.kernels import depthwise_conv_silu, dispatch, selective_scan, ss2d, ss2d_norm
@@ -93,6 +94,16 @@ def test_projections_beyond_the_range_of_float16():
     assert_close('y', y, expected, TOLERANCES[torch.float16])
     for name in set(grads) - {'x'}:  # the gradient of x is of its size squared: no float16
         assert grads[name].isfinite().all(), name
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('name', large_inputs.CASES)
+def test_large_inputs_stay_finite(name, dtype):
+    function, inputs, scaled = large_inputs.CASES[name]
+    arguments = large_inputs.large(inputs, scaled, dtype, DEVICE)
+    y = function(**arguments, backend='triton')
+    exact = function(**{k: v.double() for k, v in arguments.items()}, backend='reference')
+    assert_close('y', y, exact, TOLERANCES[dtype])  # of the inputs: products are rounded to it
 
 
 def lose_one(grad):
