@@ -22,8 +22,8 @@ BYTES = 4 * LANES
 """Of a vector."""
 
 COMPILE = dict(error_model='numpy', forceinline=True)
-"""How every function here is compiled: into its caller, as constants and addresses then stay in registers (the scan is
-15 % faster). Only entry points go to the disk's cache, see `entry`."""
+"""How every function here is compiled: into its caller, as constants and addresses then stay in registers. Only entry
+points go to the disk's cache, see `entry`."""
 
 VERSION = hashlib.sha256(b''.join(path.read_bytes() for path in sorted(Path(__file__).parent.glob('*.py')))).hexdigest()
 """Changes with any file of this folder."""
