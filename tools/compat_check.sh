@@ -82,7 +82,8 @@ echo "compat_check: tests" >&2
 if OMP_NUM_THREADS=1 "$folder/venv/bin/python" -m pytest -q -p no:cacheprovider "${tests[@]}" ${PYTEST_ARGS:-} >"$log" 2>&1; then
     row passes "$(tail -n 1 "$log" | tr -d '=' | xargs)"
 else
-    grep -E '^(FAILED|ERROR|E  )' "$log" | head -n 30 >&2
+    grep -E '^(FAILED|ERROR)' "$log" >&2
+    grep -E '^E  ' "$log" | tail -n 30 >&2
     row fails "$(tail -n 1 "$log" | tr -d '=' | xargs)"
     exit 1
 fi
