@@ -13,6 +13,9 @@ BACKENDS = ('triton', 'cpu', 'torch', 'reference')
 
 ENVIRONMENT_VARIABLE = 'MMVMAMBA_BACKEND'
 
+OLDEST_TRITON = (3, 6)
+"""Older ones lack parts of the language that the kernels are written in."""
+
 _logger = logging.getLogger('mmvmamba.kernels')
 _operators: dict[str, 'Operator'] = {}
 
@@ -56,6 +59,10 @@ def _why_not(backend: str, device_type: str, dtype: torch.dtype) -> str | None:
             return 'the package triton is not installed (pip install triton)'
         if device_type != 'cuda' and os.environ.get('TRITON_INTERPRET') != '1':
             return f'it needs tensors on a GPU and these are on {device_type} (for tests: TRITON_INTERPRET=1)'
+        version = importlib.import_module('triton').__version__
+        if tuple(int(part) for part in version.split('.')[:2]) < OLDEST_TRITON:
+            oldest = '.'.join(map(str, OLDEST_TRITON))
+            return f'triton {version} is too old; expected {oldest} or newer, as torch 2.11 brings it'
     if backend == 'cpu':
         if importlib.util.find_spec('numba') is None:
             return 'the package numba is not installed (pip install numba)'

@@ -76,3 +76,11 @@ def test_meta_tensors_give_shapes():
     y = selective_scan(**{k: v.to('meta') for k, v in scan_inputs().items()}, backend='torch')
     assert y.shape == (2, 32, 33)
     assert y.dtype == torch.float32
+
+
+def test_an_old_triton_is_named(monkeypatch):
+    triton = pytest.importorskip('triton')
+    monkeypatch.setenv('TRITON_INTERPRET', '1')
+    monkeypatch.setattr(triton, '__version__', '3.0.0')
+    with pytest.raises(BackendUnavailableError, match=r'triton 3\.0\.0 is too old; expected 3\.6 or newer'):
+        selective_scan(**scan_inputs(), backend='triton')
