@@ -127,6 +127,7 @@ def convolve(window, taps_forth, taps_back, KS: tl.constexpr, U: tl.constexpr, B
 def read_line(p_lines, line, o_d, mask, D: tl.constexpr):
     """Both directions' rows of a line of `(lines, 2, D)`, float32."""
     p = p_lines + tl.cast(line, tl.int64) * (2 * D) + o_d
+    mask = mask != 0  # a comparison, as Triton 3.9's interpreter takes no mask that a scalar took part in
     forth = tl.load(p, mask=mask, other=0.0)
     return forth, tl.load(p + D, mask=mask, other=0.0)
 
@@ -135,5 +136,6 @@ def read_line(p_lines, line, o_d, mask, D: tl.constexpr):
 def write_line(p_lines, line, o_d, mask, forth, back, D: tl.constexpr):
     """The inverse of `read_line`."""
     p = p_lines + tl.cast(line, tl.int64) * (2 * D) + o_d
+    mask = mask != 0
     tl.store(p, forth, mask=mask)
     tl.store(p + D, back, mask=mask)
