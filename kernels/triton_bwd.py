@@ -22,7 +22,6 @@ from .triton_math import (
     aligned,
     from_rows,
     load_tile,
-    padded,
     pair_rows,
     pixels_of,
     program,
@@ -31,15 +30,16 @@ from .triton_math import (
     row_pointers,
     step_rows,
     store_tile,
-    time_step_slope,
+    times_slope,
     turned,
+    weight_block,
     weights_of,
 )
 
 
-def block_of(channels: int) -> int:
+def block_of(channels: int, states: int) -> int:
     """Channels of a program, one a lane: two warps share what does not depend on the channel, none is wasted."""
-    return 64 if channels % 64 == 0 else 32
+    return 64 if channels % 64 == 0 and states <= IN_REGISTERS.value else 32
 
 
 class Gradients(NamedTuple):
@@ -65,66 +65,60 @@ class Gradients(NamedTuple):
 
 @triton.jit
 def _differentiate_state(
-    n, p_A, p_x, p_g, m_d, m_g, xs, gs, h, adjoint, dskip, u, Bs, Cs, skip, dxs, dsteps, dBC,
-    N: tl.constexpr, ALONE: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, CP: tl.constexpr, EXACT: tl.constexpr,
+    p_A, p_B, p_dB, p_tile, p_state, passed, offsets, m_d, m_t, u, uxs, gs, adjoint, along_B, along_A,
+    N: tl.constexpr, CHUNKED: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, EXACT: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Adjoint before a tile, dA, and what state n adds to `dxs`, `dsteps`, `dBC`; ALONE: these are yet empty."""
-    A = tl.load(p_A + n, mask=m_d, other=0.0)
-    if ALONE:
-        xs = load_tile(p_x, m_d[None, :], BT, BD)
+    """Write dB and dC of a state; its adjoint before a tile, dA, and what it adds to `along_B` and `along_A`.
+
+    `along_B`: the gradient of time step times x. `along_A`: that of the time step through the decay.
+    """
+    A = tl.load(p_A, mask=m_d, other=0.0)
+    h = tl.load(p_tile, mask=m_d, other=0.0)
+    if CHUNKED:
+        h += tl.exp2(A * passed) * tl.load(p_state, mask=m_d, other=0.0)
+    Bs, Cs = pair_rows(p_B, offsets, N, BT, BD)
     hs = (h * LOG2E,)  # u is the time step over ln 2 and so are the states here
     for i in tl.static_range(BT):
-        hs = hs + (tl.exp2(A * u[i]) * hs[i] + u[i] * xs[i] * Bs[i],)
-    # for want of registers decays are computed again and x read again; behind the barrier the compiler must obey
+        hs = hs + (tl.exp2(A * u[i]) * hs[i] + uxs[i] * Bs[i],)
+    # for want of registers decays are computed again rather than kept; behind the barrier the compiler must obey
     tl.debug_barrier()
-    A = tl.load(p_A + n, mask=m_d, other=0.0)
-    if ALONE:
-        xs = load_tile(p_x, m_d[None, :], BT, BD)
-        gs = load_tile(p_g, m_g, BT, BD)  # zero past the end, so that nothing is added there
+    A = tl.load(p_A, mask=m_d, other=0.0)
     A_ln2 = A * LN2
     # the walk goes backwards and rows are collected that way; turned round at the end
     dA = tl.zeros((BD,), tl.float32)
-    back_dx = ()
-    back_dstep = ()
+    back_B = ()
+    back_A = ()
     back_dB = ()
     back_dC = ()
     for i in tl.static_range(BT - 1, -1, -1):
-        if ALONE:
-            dskip += gs[i] * xs[i]
         dh = adjoint + Cs[i] * gs[i]
-        a = tl.exp2(A * u[i])
-        adjoint = a * dh
-        kept = a * hs[i]
-        dh_u = dh * u[i]
-        dA += dh_u * kept
+        adjoint = tl.exp2(A * u[i]) * dh
+        da = adjoint * hs[i]
+        dA += da * u[i]
         back_dC = back_dC + (gs[i] * hs[i + 1],)
-        back_dB = back_dB + (dh_u * xs[i],)
-        back_dx = back_dx + ((skip * gs[i] if ALONE else dxs[i]) + dh_u * (Bs[i] * LN2),)
-        dstep = dh * (xs[i] * Bs[i] + kept * A_ln2)
-        if not ALONE:
-            dstep += dsteps[i]
-        back_dstep = back_dstep + (dstep,)
+        back_dB = back_dB + (dh * uxs[i],)
+        if N == 1:
+            back_B = back_B + (dh * Bs[i],)
+            back_A = back_A + (da * A_ln2,)
+        else:
+            back_B = back_B + (along_B[i] + dh * Bs[i],)
+            back_A = back_A + (along_A[i] + da * A_ln2,)
+    sums = from_rows(turned(back_dB, BT) + turned(back_dC, BT), 2 * BT, BD)
     if EXACT:
-        o_c = tl.arange(0, CP)[None, :]
-        dB = tl.sum(from_rows(turned(back_dB, BT), BT, BD), axis=1)[:, None]
-        dC = tl.sum(from_rows(turned(back_dC, BT), BT, BD), axis=1)[:, None]
-        dBC = tl.where(o_c == n, dB, tl.where(o_c == N + n, dC, dBC))
-    else:  # a product is cheaper: of dB and dC side by side, with ones in columns n and N + n
-        pairs = ()
-        for i in tl.static_range(BT):
-            pairs = pairs + (tl.reshape(tl.join(back_dB[BT - 1 - i], back_dC[BT - 1 - i]), (2 * BD,)),)
-        o_p = tl.arange(0, 2 * BD)[:, None]
-        ones = tl.where(tl.arange(0, CP)[None, :] == o_p % 2 * N + n, 1.0, 0.0)
-        pairs = rounded(from_rows(pairs, BT, 2 * BD), OPERAND)
-        dBC = tl.dot(pairs, rounded(ones, OPERAND), dBC, input_precision=PRECISION)
-    return adjoint, dskip, dA * (LN2 * LN2), turned(back_dx, BT), turned(back_dstep, BT), dBC
+        sums = tl.sum(sums, axis=1) * LN2
+    else:  # a product with ones, all columns of which are the same, is cheaper
+        ones = rounded(tl.full((BD, 16), 1.0, tl.float32), OPERAND)
+        sums = tl.sum(tl.dot(rounded(sums, OPERAND), ones, input_precision=PRECISION), axis=1) * (LN2 / 16)
+    p_pairs = (p_dB + tl.arange(0, 2) * N)[None, :] + offsets[:, None]
+    tl.store(p_pairs, tl.trans(tl.reshape(sums, (2, BT))), mask=m_t)
+    return adjoint, dA * (LN2 * LN2), turned(back_B, BT), turned(back_A, BT)
 
 
 @triton.jit
 def _differentiate_tile(
-    i_tile, end, carried, weights, source, A, bias, skip, m_d, pointers, outputs, route, route_out,
-    K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, RB: tl.constexpr, CP: tl.constexpr,
+    i_tile, end, carried, weights, bias, skip, source, m_d, pointers, outputs, route, route_out,
+    K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, RB: tl.constexpr,
     COLUMNS: tl.constexpr, KEEPS: tl.constexpr, GROUPED: tl.constexpr, SOFTPLUS: tl.constexpr, CHUNKED: tl.constexpr,
     BT: tl.constexpr, BD: tl.constexpr, VECTOR: tl.constexpr, LONG_LINES: tl.constexpr, LARGE: tl.constexpr,
     FAST: tl.constexpr, EXACT: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
@@ -134,51 +128,60 @@ def _differentiate_tile(
     XC: tl.constexpr = K * D if GROUPED else D
     p_x, p_dy, p_projected, p_ready, p_A, p_tile, p_tile_sum, p_state, p_adjoint = pointers
     p_dx, p_dprojected, p_dready, p_dweight, p_dA = outputs
-    adjoints, dAs, dskip, dbias = carried
+    adjoints, dAs, dskip, dbias, _ = carried
     t0 = i_tile * BT
     last = end - 1 - t0
-    L = route[0]
     p_tile += i_tile.to(tl.int64) * (K * N * D)
-    p_weight, o_k, i_d = source
+    p_weight, p_bias, p_skip, o_k, i_d = source
+    nothing = tl.minimum(t0, 0)  # which the compiler cannot know: it must not keep what depends on it
     if N > IN_REGISTERS:
+        o_k += nothing
+        p_A += nothing
+        p_dA += nothing
+        p_adjoint += nothing
+        p_x += nothing
+        p_dy += nothing
+        p_dx += nothing
+        p_state += nothing
+        p_tile_sum += nothing
+        p_projected += nothing
+        p_dprojected += nothing
+        p_bias += nothing
+        p_skip += nothing
+        bias = tl.load(p_bias, mask=m_d, other=0.0) * LOG2E
+        skip = tl.load(p_skip, mask=m_d, other=0.0)
         weights = weights_of(p_weight, o_k, i_d, D, R, RB, BD, VECTOR, OPERAND)
     u = step_rows(
         t0, last, p_projected, p_ready, weights, bias, m_d, route,
         KC, K * D, R, RB, True, SOFTPLUS, BT, BD, VECTOR, COLUMNS != 0, LONG_LINES, LARGE, FAST,
         EXACT, OPERAND, PRECISION,
     )  # fmt: skip
-    dxs = ()
-    dsteps = ()
     o_t = tl.arange(0, BT)
     clamped = tl.minimum(o_t, last)
     pixel = pixels_of(t0, clamped, route, COLUMNS != 0, LONG_LINES, LARGE)
     pixel_out = pixels_of(t0, clamped, route_out, COLUMNS != 0, LONG_LINES, LARGE)
     m_t = (o_t <= last)[:, None]
     mask = m_t & m_d[None, :]
-    p_xs = row_pointers(p_x, pixel * XC, VECTOR)
-    p_gs = row_pointers(p_dy, pixel_out * XC, VECTOR)
-    xs = ()
-    gs = ()
-    if N > 1:
-        xs = load_tile(p_xs, m_d[None, :], BT, BD)
-        gs = load_tile(p_gs, mask, BT, BD)
-        for i in tl.static_range(BT):
-            dskip += gs[i] * xs[i]
-            dxs = dxs + (skip * gs[i],)
-            dsteps = dsteps + (tl.zeros((BD,), tl.float32),)
+    uxs = ()
+    along_B = ()
+    along_A = ()
+    xs = load_tile(row_pointers(p_x, pixel * XC, VECTOR), m_d[None, :], BT, BD)
+    gs = load_tile(row_pointers(p_dy, pixel_out * XC, VECTOR), mask, BT, BD)  # zero past the end: adds nothing
+    for i in tl.static_range(BT):
+        dskip += gs[i] * xs[i]
+        uxs = uxs + (u[i] * xs[i],)
+        if N > 1:
+            along_B = along_B + (tl.zeros((BD,), tl.float32),)
+            along_A = along_A + (tl.zeros((BD,), tl.float32),)
     passed = tl.load(p_tile_sum + i_tile.to(tl.int64) * (K * D), mask=m_d, other=0.0) if CHUNKED else 0.0
-    dBC = tl.zeros((BT, CP), tl.float32)
     if N <= IN_REGISTERS:
         new_adjoints = ()
         new_dAs = ()
         for n in tl.static_range(N):
-            h = tl.load(p_tile + n * D, mask=m_d, other=0.0)
-            if CHUNKED:
-                h += tl.exp2(A[n] * passed) * tl.load(p_state + n * D, mask=m_d, other=0.0)
-            Bs, Cs = pair_rows(p_projected + (R + n), pixel * KC, N, BT, BD)
-            adjoint, dskip, dA, dxs, dsteps, dBC = _differentiate_state(
-                n, p_A, p_xs, p_gs, m_d, mask, xs, gs, h, adjoints[n], dskip, u, Bs, Cs, skip, dxs, dsteps, dBC,
-                N, N == 1, BT, BD, CP, EXACT, OPERAND, PRECISION,
+            adjoint, dA, along_B, along_A = _differentiate_state(
+                p_A + n, p_projected + (R + n), p_dprojected + (R + n), p_tile + n * D, p_state + n * D, passed,
+                pixel * KC, m_d, m_t, u, uxs, gs, adjoints[n], along_B, along_A,
+                N, CHUNKED, BT, BD, EXACT, OPERAND, PRECISION,
             )  # fmt: skip
             new_adjoints = new_adjoints + (adjoint,)
             new_dAs = new_dAs + (dAs[n] + dA,)
@@ -186,61 +189,59 @@ def _differentiate_tile(
         dAs = new_dAs
     else:
         for n in range(N):
-            A_n = tl.load(p_A + n, mask=m_d, other=0.0)
-            h = tl.load(p_tile + n * D, mask=m_d, other=0.0)
-            if CHUNKED:
-                h += tl.exp2(A_n * passed) * tl.load(p_state + n * D, mask=m_d, other=0.0)
             adjoint = tl.load(p_adjoint + n * D, mask=m_d, other=0.0)
-            Bs, Cs = pair_rows(p_projected + (R + n), pixel * KC, N, BT, BD)
-            adjoint, dskip, dA, dxs, dsteps, dBC = _differentiate_state(
-                n, p_A, p_xs, p_gs, m_d, mask, xs, gs, h, adjoint, dskip, u, Bs, Cs, skip, dxs, dsteps, dBC,
-                N, False, BT, BD, CP, EXACT, OPERAND, PRECISION,
+            adjoint, dA, along_B, along_A = _differentiate_state(
+                p_A + n, p_projected + (R + n), p_dprojected + (R + n), p_tile + n * D, p_state + n * D, passed,
+                pixel * KC, m_d, m_t, u, uxs, gs, adjoint, along_B, along_A,
+                N, CHUNKED, BT, BD, EXACT, OPERAND, PRECISION,
             )  # fmt: skip
             tl.store(p_adjoint + n * D, adjoint, mask=m_d)
             tl.store(p_dA + n * D, tl.load(p_dA + n * D, mask=m_d, other=0.0) + dA, mask=m_d)
         tl.debug_barrier()
+    if N > IN_REGISTERS:
+        clamped = tl.minimum(o_t, last + nothing)
+        pixel = pixels_of(t0 + nothing, clamped, route, COLUMNS != 0, LONG_LINES, LARGE)
+    xs = load_tile(row_pointers(p_x, pixel * XC, VECTOR), m_d[None, :], BT, BD)
     dzs = ()
+    dxs = ()
     for i in tl.static_range(BT):
-        dz = dsteps[i] * time_step_slope(u[i], SOFTPLUS, EXACT)
+        dxs = dxs + (skip * gs[i] + along_B[i] * (u[i] * LN2),)
+        dz = times_slope(along_B[i] * xs[i] + along_A[i], u[i], SOFTPLUS, EXACT)
         dbias += dz
         dzs = dzs + (dz,)
-    if N > IN_REGISTERS:  # for want of registers pixels are computed again, from what the compiler cannot know to be t0
-        pixel = pixels_of(tl.minimum(t0, L - 1), clamped, route, COLUMNS != 0, LONG_LINES, LARGE)
     store_tile(row_pointers(p_dx, pixel * XC, VECTOR), dxs, mask, BT, BD)
     if R == 0:
         store_tile(row_pointers(p_dready, pixel * (K * D), VECTOR), dzs, mask, BT, BD)
 
-    o_c = tl.arange(0, CP)
-    m_c = (o_c < 2 * N)[None, :]
-    p_dBC = (p_dprojected + o_c)[None, :] + (pixel * KC)[:, None] + R
-    tl.store(p_dBC, dBC * LN2, mask=m_t & m_c)
     if R > 0:
-        if N > IN_REGISTERS:
-            weights = weights_of(p_weight, o_k, i_d, D, R, RB, BD, VECTOR, OPERAND)
         dz = rounded(from_rows(dzs, BT, BD), OPERAND)
         o_r = tl.arange(0, RB)
-        p_dts = (p_projected + o_r)[None, :] + (pixel * KC)[:, None]
-        p_ddts = (p_dprojected + o_r)[None, :] + (pixel * KC)[:, None]
-        p_dweights = (p_dweight + o_r * D)[:, None] + tl.arange(0, BD)[None, :]
+        p_dts = (p_projected + nothing + o_r)[:, None] + (pixel * KC)[None, :]  # transposed
+        p_ddts = (p_dprojected + nothing + o_r)[None, :] + (pixel * KC)[:, None]
+        p_dweights = (p_dweight + nothing + o_r * D)[:, None] + tl.arange(0, BD)[None, :]
         for i in tl.static_range((R + RB - 1) // RB):
-            m_r = (o_r < R - i * RB)[None, :]
-            ddts = tl.dot(dz, rounded(tl.trans(weights[i]), OPERAND), input_precision=PRECISION)
+            m_r = ((o_r < R - i * RB) | (R - i * RB >= RB))[None, :]
+            if N > IN_REGISTERS:
+                weight = weight_block(i, p_weight, o_k, i_d, D, R, RB, BD, VECTOR, OPERAND)
+            else:
+                weight = weights[i]
+            ddts = tl.dot(dz, rounded(tl.trans(weight), OPERAND), input_precision=PRECISION)
             tl.store(p_ddts + i * RB, ddts, mask=m_t & m_r)
-            dts = rounded(tl.load(p_dts + i * RB, mask=m_r, other=0.0), OPERAND)
             m_w = tl.trans(m_r) & m_d[None, :]
             dweight = tl.load(p_dweights + i * (RB * D), mask=m_w, other=0.0)
-            dweight = tl.dot(tl.trans(dts), dz, dweight, input_precision=PRECISION)
+            dts = rounded(tl.load(p_dts + i * RB, mask=tl.trans(m_r), other=0.0), OPERAND)
+            dweight = tl.dot(dts, dz, dweight, input_precision=PRECISION)
             tl.store(p_dweights + i * (RB * D), dweight, mask=m_w)
         tl.debug_barrier()
-    return adjoints, dAs, dskip, dbias
+    return adjoints, dAs, dskip, dbias, nothing
 
 
 @triton.jit(do_not_specialize=['B', 'L', 'H', 'W', 'T', 'chunks'])
 def _walk_back(
     p_dy, p_x, p_projected, p_ready, p_weight, p_bias, p_skip, p_A, p_tiles, p_tile_sums, p_states, p_adjoints,
-    p_dx, p_dprojected, p_dready, p_dweight, p_dbias, p_dskip, p_dA,
+    p_dx, p_dprojected, p_dready, p_dweight, p_sums,
     B, L, H, W, T, chunks,
-    K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, RB: tl.constexpr, CP: tl.constexpr,
+    K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, RB: tl.constexpr,
     COLUMNS: tl.constexpr, REVERSES: tl.constexpr, KEEPS: tl.constexpr, GROUPED: tl.constexpr, SOFTPLUS: tl.constexpr,
     CHUNKED: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, VECTOR: tl.constexpr, LONG_LINES: tl.constexpr,
     LARGE: tl.constexpr, FAST: tl.constexpr, EXACT: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
@@ -248,8 +249,9 @@ def _walk_back(
     """Write the gradients: `dprojected (blocks, B, L, K, R + 2N)` and the parameters' `(B, chunks, ...)` partially.
 
     `states` and `adjoints (B, chunks, K, N, D)`: what enters each chunk at its start and at its end. Not CHUNKED: both
-    are zero and need not be written. `dweight (B, chunks, K, R, D)` is summed in memory, and so are adjoints and dA of
-    many states; a barrier a tile orders what lanes write and read.
+    are zero and need not be written. `sums (B, chunks, K, N + 2, D)`: dA of every state, dskip, dbias. `dweight (B,
+    chunks, K, R, D)` is summed in memory, and so are adjoints and dA of many states; a barrier a tile orders what
+    lanes write and read.
     """
     C: tl.constexpr = R + 2 * N
     XC: tl.constexpr = K * D if GROUPED else D
@@ -279,23 +281,21 @@ def _walk_back(
     p_tile_sum = p_tile_sums + first_tile * D + o_d
     p_state = p_states + o_chunk * (N * D) + o_d
     p_adjoint = p_adjoints + o_chunk * (N * D) + o_d
-    p_dA += o_chunk * (N * D) + o_d
+    p_dA = p_sums + o_chunk * ((N + 2) * D) + o_d
 
     o_kd = i_k * D + o_d
     bias = tl.load(p_bias + o_kd, mask=m_d, other=0.0) * LOG2E
     skip = tl.load(p_skip + o_kd, mask=m_d, other=0.0)
-    source = (p_weight, i_k * D, i_d)
+    source = (p_weight, p_bias + o_kd, p_skip + o_kd, i_k * D, i_d)
     weights = ()
     if N <= IN_REGISTERS:
         weights = weights_of(p_weight, i_k * D, i_d, D, R, RB, BD, VECTOR, OPERAND)
     p_A += o_kd * N
     zero = tl.zeros((BD,), tl.float32)
-    A = ()
     adjoints = ()
     dAs = ()
     if N <= IN_REGISTERS:
         for n in tl.static_range(N):
-            A = A + (tl.load(p_A + n, mask=m_d, other=0.0),)
             adjoints = adjoints + (tl.load(p_adjoint + n * D, mask=m_d, other=0.0) if CHUNKED else zero,)
             dAs = dAs + (zero,)
     else:
@@ -312,7 +312,7 @@ def _walk_back(
         tl.store(p_dweights + i * (RB * D), tl.zeros((RB, BD), tl.float32), mask=m_w)
     tl.debug_barrier()
 
-    carried = (adjoints, dAs, zero, zero)
+    carried = (adjoints, dAs, zero, zero, 0)
     pointers = (p_x, p_dy, p_projected, p_ready, p_A, p_tile, p_tile_sum, p_state, p_adjoint)
     outputs = (p_dx, p_dprojected, p_dready, p_dweight, p_dA)
     begin = i_c * T
@@ -320,17 +320,19 @@ def _walk_back(
     after = tl.cdiv(end, BT)
     for i in range(tl.cdiv(end - begin, BT)):
         carried = _differentiate_tile(
-            after - 1 - i, end, carried, weights, source, A, bias, skip, m_d, pointers, outputs, route, route_out,
-            K, D, N, R, RB, CP, COLUMNS, KEEPS, GROUPED, SOFTPLUS, CHUNKED, BT, BD, VECTOR, LONG_LINES, LARGE,
+            after - 1 - i, end, carried, weights, bias, skip, source, m_d, pointers, outputs, route, route_out,
+            K, D, N, R, RB, COLUMNS, KEEPS, GROUPED, SOFTPLUS, CHUNKED, BT, BD, VECTOR, LONG_LINES, LARGE,
             FAST, EXACT, OPERAND, PRECISION,
         )  # fmt: skip
 
-    adjoints, dAs, dskip, dbias = carried
-    tl.store(p_dskip + o_chunk * D + o_d, dskip, mask=m_d)
-    tl.store(p_dbias + o_chunk * D + o_d, dbias, mask=m_d)
+    adjoints, dAs, dskip, dbias, nothing = carried
+    o_chunk = ((tl.program_id(0) + nothing) // tl.cdiv(D, BD)).to(tl.int64)  # the same: programs count channels first
+    p_sums += o_chunk * ((N + 2) * D) + o_d
+    tl.store(p_sums + N * D, dskip, mask=m_d)
+    tl.store(p_sums + (N + 1) * D, dbias, mask=m_d)
     if N <= IN_REGISTERS:
         for n in tl.static_range(N):
-            tl.store(p_dA + n * D, dAs[n], mask=m_d)
+            tl.store(p_sums + n * D, dAs[n], mask=m_d)
 
 
 def scan_backward(walks: Walks, dy: torch.Tensor, dtype: torch.dtype) -> Gradients:
@@ -343,19 +345,20 @@ def scan_backward(walks: Walks, dy: torch.Tensor, dtype: torch.dtype) -> Gradien
     def empty(*shape, dtype=torch.float32):
         return x.new_empty(shape, dtype=dtype)
 
-    def finish(dx, dprojected, dready, dweight, dbias, dskip, dA):
+    def finish(dx, dprojected, dready, dweight, sums):
+        sums = sums.sum((0, 1))
         return Gradients(
             x=dx,
             projected=dprojected.sum(0),
             ready=None if walks.ready is None else dready,
             weight=dweight.sum((0, 1)).transpose(1, 2).contiguous(),
-            bias=dbias.sum((0, 1)).flatten(),
-            skip=dskip.sum((0, 1)).flatten(),
-            A=dA.sum((0, 1)).transpose(1, 2).flatten(0, 1),
+            bias=sums[:, states + 1].clone().flatten(),
+            skip=sums[:, states].clone().flatten(),
+            A=sums[:, :states].transpose(1, 2).clone(memory_format=torch.contiguous_format).flatten(0, 1),
         )
 
     shared = constants(walks)
-    block = block_of(channels)
+    block = block_of(channels, states)
     blocks = triton.cdiv(channels, block)
     programs = batch * count * blocks
     chunks, chunk = chunking(max(1, programs), length, x.device)
@@ -367,9 +370,7 @@ def scan_backward(walks: Walks, dy: torch.Tensor, dtype: torch.dtype) -> Gradien
         empty(blocks, batch, length, count, rank + 2 * states),
         x if walks.ready is None else empty(batch, length, count * channels),
         empty(batch, chunks, count, rank, channels),
-        empty(batch, chunks, count, channels),
-        empty(batch, chunks, count, channels),
-        empty(batch, chunks, count, states, channels),
+        empty(batch, chunks, count, states + 2, channels),
     )
     if batch == 0:
         return finish(*outputs)
@@ -391,7 +392,6 @@ def scan_backward(walks: Walks, dy: torch.Tensor, dtype: torch.dtype) -> Gradien
             *(tile_states, tile_sums, entering, adjoints),
             *outputs,
             *(batch, length, *walks.grid, chunk, chunks),
-            CP=padded(2 * states),
             CHUNKED=chunks > 1,
             BD=block,
             VECTOR=1,

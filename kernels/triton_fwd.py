@@ -37,8 +37,6 @@ PROGRAMS_PER_MULTIPROCESSOR = 8
 SHORTEST_CHUNK = 64
 """Positions; shorter chunks would spend more on carries than they win."""
 
-RANK_BLOCK = 16
-"""Ranks of one matrix product, the depth of a tensor-core instruction."""
 
 IN_REGISTERS = tl.constexpr(2)
 """States per channel that a walk keeps in registers."""
@@ -343,12 +341,14 @@ def carry(walks: Walks, sums, states, back=False) -> None:
 def constants(walks: Walks) -> dict:
     """Compile-time arguments that the walking kernels share."""
     _, length, count, channels, states, rank = walks.sizes()
+    # ready time steps cost no product: nothing is won by less than full precision
+    choices = numerics(walks.x.device, torch.float32 if walks.ready is not None else walks.x.dtype)
     return dict(
         K=count,
         D=channels,
         N=states,
         R=rank,
-        RB=RANK_BLOCK,
+        RB=rank_block(rank, states, choices['OPERAND']),
         COLUMNS=walks.columns,
         REVERSES=walks.reverses,
         KEEPS=walks.keeps,
@@ -357,9 +357,14 @@ def constants(walks: Walks) -> dict:
         BT=BT,
         LONG_LINES=walks.grid[0] >= BT,
         LARGE=is_large(length, walks.grid[0]),
-        # ready time steps cost no product: nothing is won by less than full precision
-        **numerics(walks.x.device, torch.float32 if walks.ready is not None else walks.x.dtype),
+        **choices,
     )
+
+
+def rank_block(rank: int, states: int, operand) -> int:
+    """Ranks of one matrix product: as many as cause no padding beyond the tensor cores' 16 and no spilling."""
+    two = -(-rank // 16) % 2 == 0 and rank > 0
+    return 32 if two and operand == tl.bfloat16 and states <= IN_REGISTERS.value else 16
 
 
 def block_of(channels: int, states: int, rank: int, exact: bool) -> int:

@@ -55,16 +55,11 @@ def is_large(length: int, line: int) -> bool:
     return length * line >= 1 << 30
 
 
-def padded(columns: int) -> int:
-    """Columns of a tile that takes part in a matrix product: a power of two, at least 16."""
-    return max(16, triton.next_power_of_2(columns))
-
-
 @triton.jit
 def to_rows(tile, BT: tl.constexpr, BD: tl.constexpr):
     """`(BT, BD)` as a tuple of BT rows `(BD,)`."""
     parts = (tile,)
-    for level in tl.static_range(4):
+    for level in tl.static_range(5):
         if (1 << level) < BT:
             cut = ()
             for i in tl.static_range(1 << level):
@@ -84,7 +79,7 @@ def from_rows(rows, BT: tl.constexpr, BD: tl.constexpr):
     parts = ()
     for i in tl.static_range(BT):
         parts = parts + (tl.reshape(rows[i], (1, BD)),)
-    for level in tl.static_range(4):
+    for level in tl.static_range(5):
         if (1 << level) < BT:
             joined = ()
             for i in tl.static_range(BT >> (level + 1)):
@@ -167,15 +162,17 @@ def time_step(z, SOFTPLUS: tl.constexpr, FAST: tl.constexpr, EXACT: tl.constexpr
 
 
 @triton.jit
-def time_step_slope(u, SOFTPLUS: tl.constexpr, EXACT: tl.constexpr):
-    """Derivative of `time_step` from its value, so that z need not be kept: 1 - 2^-u."""
-    slope = tl.full(u.shape, 1.0, tl.float32)
+def times_slope(gradient, u, SOFTPLUS: tl.constexpr, EXACT: tl.constexpr):
+    """`gradient` times the derivative of `time_step`, 1 - 2^-u, from its value, so that z need not be kept."""
     if SOFTPLUS:
-        slope = 1.0 - tl.exp2(-u)
+        rest = tl.exp2(-u)
         if EXACT:  # the difference has lost the low bits of a small one
             v = u * LN2
-            slope = tl.where(v < 0.0625, v * (1.0 - v * (1.0 / 2 - v * (1.0 / 6 - v * (1.0 / 24)))), slope)
-    return slope
+            series = v * (1.0 - v * (1.0 / 2 - v * (1.0 / 6 - v * (1.0 / 24))))
+            gradient = gradient * tl.where(v < 0.0625, series, 1.0 - rest)
+        else:
+            gradient = gradient - gradient * rest
+    return gradient
 
 
 @triton.jit
@@ -201,25 +198,27 @@ def rounded(tile, OPERAND: tl.constexpr):
 
 
 @triton.jit
-def weights_of(
-    p_weight,
-    o_k,
-    i_d,
-    D: tl.constexpr,
-    R: tl.constexpr,
-    RB: tl.constexpr,
-    BD: tl.constexpr,
-    VECTOR: tl.constexpr,
+def weight_block(
+    i, p_weight, o_k, i_d, D: tl.constexpr, R: tl.constexpr, RB: tl.constexpr, BD: tl.constexpr, VECTOR: tl.constexpr,
     OPERAND: tl.constexpr,
-):
-    """The time steps' weights in blocks of RB ranks `(RB, BD)`, channels in `channel_order`."""
+):  # fmt: skip
+    """Block `i` of `weights_of`."""
     o_d = i_d * BD + channel_order(BD, VECTOR)
-    o_r = tl.arange(0, RB)
+    o_r = i * RB + tl.arange(0, RB)
+    mask = (o_d < D)[:, None] & (o_r < R)[None, :]
+    weight = tl.load(p_weight + (o_k + o_d)[:, None] * R + o_r[None, :], mask=mask, other=0.0)
+    return tl.trans(rounded(weight, OPERAND))
+
+
+@triton.jit
+def weights_of(
+    p_weight, o_k, i_d, D: tl.constexpr, R: tl.constexpr, RB: tl.constexpr, BD: tl.constexpr, VECTOR: tl.constexpr,
+    OPERAND: tl.constexpr,
+):  # fmt: skip
+    """The time steps' weights in blocks of RB ranks `(RB, BD)`, channels in `channel_order`."""
     weights = ()
     for i in tl.static_range((R + RB - 1) // RB):
-        mask = (o_d < D)[:, None] & (o_r < R - i * RB)[None, :]
-        weight = tl.load(p_weight + (o_k + o_d)[:, None] * R + (i * RB + o_r)[None, :], mask=mask, other=0.0)
-        weights = weights + (tl.trans(rounded(weight, OPERAND)),)
+        weights = weights + (weight_block(i, p_weight, o_k, i_d, D, R, RB, BD, VECTOR, OPERAND),)
     return weights
 
 
@@ -240,7 +239,8 @@ def step_rows(
         p_dts = (p_projected + o_r)[None, :] + (pixel * KC)[:, None]
         z = tl.zeros((BT, BD), tl.float32)
         for i in tl.static_range((R + RB - 1) // RB):
-            dts = tl.load(p_dts + i * RB, mask=(o_r < R - i * RB)[None, :], other=0.0)
+            m_r = (o_r < R - i * RB) | (R - i * RB >= RB)
+            dts = tl.load(p_dts + i * RB, mask=m_r[None, :], other=0.0)
             z = tl.dot(rounded(dts, OPERAND), weights[i], z, input_precision=PRECISION)
         zs = product_rows(z, BT, BD, VECTOR)
     else:

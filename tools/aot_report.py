@@ -27,7 +27,7 @@ from mmvmamba.kernels import triton_bwd, triton_fwd
 from mmvmamba.kernels.depthwise_conv import triton_conv
 from mmvmamba.kernels.pooled_scan import triton_gate, triton_pool, triton_scan
 from mmvmamba.kernels.ss2d import triton_norm
-from mmvmamba.kernels.triton_math import BT, padded
+from mmvmamba.kernels.triton_math import BT
 from rich.console import Console
 from rich.table import Table
 from triton.backends.compiler import GPUTarget
@@ -104,42 +104,34 @@ def _types(kernel, constants, **half) -> dict:
 def scan_variants(D: int, N: int, R: int, dtype: str, target: str, walks=CROSS):
     """The scan's kernels for walks over D channels each."""
     block = triton_fwd.block_of(D, N, R, dtype == 'fp32')
-    shared = dict(
-        **dict(D=D, N=N, R=R, RB=triton_fwd.RANK_BLOCK, SOFTPLUS=True, BT=BT, LARGE=False),
-        **walks,
-        **_numerics(dtype, target),
-    )
+    shared = dict(D=D, N=N, R=R, SOFTPLUS=True, BT=BT, LARGE=False, **walks, **_numerics(dtype, target))
+    shared['RB'] = triton_fwd.rank_block(R, N, shared['OPERAND'])
     half = dict.fromkeys(('p_projected', 'p_y', 'p_dx', 'p_dy'), 'bf16' if dtype == 'bf16' else 'fp32')
     half.update(p_x=dtype, p_ready=dtype)
-    shared_forward = dict(shared, BD=block, VECTOR=block // 32)
-    for label, summary, starts in (('one pass', False, False), ('summary', True, False), ('replay', False, True)):
-        constants = dict(shared_forward, SUMMARY=summary, TILES=False, STARTS=starts)
+    for name, summary, tiles, starts in (
+        ('forward one pass', False, False, False),
+        ('forward summary', True, False, False),
+        ('forward replay', False, False, True),
+        ('backward prepare', False, True, False),
+        ('backward prepare chunked', True, True, False),
+    ):
+        constants = dict(shared, BD=block, VECTOR=block // 32, SUMMARY=summary, TILES=tiles, STARTS=starts)
         yield Variant(
-            f'forward {label}',
+            name,
             triton_fwd._walk,
             _types(triton_fwd._walk, constants, **half),
             constants,
             warps=1,
             elements=BT * block / 32,
-            budget=(30 if R <= 12 else 40) if N == 1 and not summary and dtype != 'fp32' else None,
-            specials=2 + N,
+            budget=(30 if R <= 12 else 40) if N == 1 and dtype != 'fp32' and not summary and not tiles else None,
+            specials=None if tiles else 2 + N,
         )
     constants = dict(K=walks['K'], D=D, N=N, BACK=False, BD=32)
     yield Variant('carry', triton_fwd._carry, _types(triton_fwd._carry, constants), constants, warps=1, elements=1)
 
+    block = triton_bwd.block_of(D, N)
     for chunked in (False, True):
-        constants = dict(shared_forward, SUMMARY=chunked, TILES=True, STARTS=False)
-        yield Variant(
-            f'backward prepare{" chunked" * chunked}',
-            triton_fwd._walk,
-            _types(triton_fwd._walk, constants, **half),
-            constants,
-            warps=1,
-            elements=BT * block / 32,
-        )
-    block = triton_bwd.block_of(D)
-    for chunked in (False, True):
-        constants = dict(shared, BD=block, VECTOR=1, CP=padded(2 * N), CHUNKED=chunked)
+        constants = dict(shared, BD=block, VECTOR=1, CHUNKED=chunked)
         yield Variant(
             f'backward walk{" chunked" * chunked}',
             triton_bwd._walk_back,
@@ -243,10 +235,10 @@ def _source(variant: Variant) -> ASTSource:
     return ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
 
 
-def _loop(listing: str, states: int, ranks: int) -> collections.Counter:
+def _loop(listing: str, states: int) -> collections.Counter:
     """Instructions of the largest loop's body, or of everything if there is none, by mnemonic.
 
-    Of the loops inside it those with special functions run once a state, the others once a block of ranks.
+    Of the loops inside it those with special functions run once a state.
     """
     code, labels, spans = [], {}, []
     for line in listing.splitlines():
@@ -263,14 +255,14 @@ def _loop(listing: str, states: int, ranks: int) -> collections.Counter:
     turns = [1] * len(code)
     for a, b in spans:
         if first <= a and b <= last and (a, b) != (first, last):
-            turns[a : b + 1] = [max(1, states if 'MUFU' in names[a : b + 1] else ranks)] * (b + 1 - a)
+            turns[a : b + 1] = [states if 'MUFU' in names[a : b + 1] else 1] * (b + 1 - a)
     result = collections.Counter()
     for name, count in zip(names[first : last + 1], turns[first : last + 1], strict=True):
         result[name] += count
     return result
 
 
-def _read(binary: bytes, states: int, ranks: int) -> dict:
+def _read(binary: bytes, states: int) -> dict:
     """Registers, spilled bytes and the largest loop of a CUDA binary."""
     with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
         file.write(binary)
@@ -279,7 +271,7 @@ def _read(binary: bytes, states: int, ranks: int) -> dict:
         usage = run([_BINARIES / 'cuobjdump', '--dump-resource-usage', file.name]).stdout
         listing = run([_BINARIES / 'nvdisasm', '-c', file.name]).stdout
     registers, stack, local = (int(re.search(rf'{key}:(\d+)', usage)[1]) for key in ('REG', 'STACK', 'LOCAL'))
-    return dict(registers=registers, spilled=stack + local, loop=dict(_loop(listing, states, ranks)))
+    return dict(registers=registers, spilled=stack + local, loop=dict(_loop(listing, states)))
 
 
 def measure(variant: Variant, target: str) -> dict:
@@ -296,8 +288,7 @@ def measure(variant: Variant, target: str) -> dict:
         )
         row.update(registers=registers, spilled=4 * spills)
     else:
-        ranks = -(-(row['R'] or 0) // triton_fwd.RANK_BLOCK)
-        row.update(_read(compiled.asm['cubin'], row['N'] or 1, ranks))
+        row.update(_read(compiled.asm['cubin'], row['N'] or 1))
         row['instructions'] = round(sum(row['loop'].values()) / variant.elements, 1)
         row['specials'] = round(row['loop'].get('MUFU', 0) / variant.elements, 2)
         if variant.budget is not None and row['instructions'] > variant.budget:

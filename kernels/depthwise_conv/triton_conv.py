@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..triton_math import multiprocessors
+from ..triton_math import multiprocessors, silu, silu_slope
 
 BP, BP_BACK, BD = 16, 8, 64
 """Pixels of a tile, forward and backward, and its channels."""
@@ -46,7 +46,7 @@ def _convolve(
         dw = tap % KS - KS // 2 if FORWARD else KS // 2 - tap % KS
         z += _tap(p_x, i_b, h + dh, w + dw, o_d, mask, H, W, D) * weight[None, :]
     if FORWARD:
-        z = z * tl.sigmoid(z)
+        z = silu(z)
     p_y += i_b.to(tl.int64) * H * W * D
     tl.store(p_y + o_p[:, None] * D + o_d[None, :], z.to(p_y.dtype.element_ty), mask=mask)
 
@@ -81,8 +81,7 @@ def _differentiate(
             x = _tap(p_x, i_b, h + (tap // KS - KS // 2), w + (tap % KS - KS // 2), o_d, mask, H, W, D)
             z += x * weight[None, :]
         offset = i_b.to(tl.int64) * H * W * D + o_p[:, None] * D + o_d[None, :]
-        s = tl.sigmoid(z)
-        dz = tl.load(p_dy + offset, mask=mask, other=0.0).to(tl.float32) * (s + z * s * (1.0 - s))
+        dz = tl.load(p_dy + offset, mask=mask, other=0.0).to(tl.float32) * silu_slope(z)
         tl.store(p_dz + offset, dz.to(p_dz.dtype.element_ty), mask=mask)
         dbias += tl.sum(dz, axis=0)
         for tap in tl.static_range(KS * KS):  # read again, and sums in memory: all taps at once are too many registers

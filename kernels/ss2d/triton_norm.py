@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..triton_math import multiprocessors
+from ..triton_math import multiprocessors, silu, silu_slope
 
 _TILE = 2048
 """Numbers a program works on together."""
@@ -37,7 +37,7 @@ def _normalise(
     y = centred * scale[:, None] * weight[None, :] + bias[None, :]
     if GATED:
         gate = tl.load(p_gate + offset, mask=mask, other=0.0).to(tl.float32)
-        y = y * gate * tl.sigmoid(gate)
+        y *= silu(gate)
     tl.store(p_y + offset, y.to(p_y.dtype.element_ty), mask=mask)
 
 
@@ -66,10 +66,9 @@ def _differentiate(
         g = tl.load(p_dy + offset, mask=mask, other=0.0).to(tl.float32)
         if GATED:
             gate = tl.load(p_gate + offset, mask=mask, other=0.0).to(tl.float32)
-            s = tl.sigmoid(gate)
-            dgate = g * (normed * weight[None, :] + bias[None, :]) * (s + gate * s * (1.0 - s))
+            dgate = g * (normed * weight[None, :] + bias[None, :]) * silu_slope(gate)
             tl.store(p_dgate + offset, dgate.to(p_dgate.dtype.element_ty), mask=mask)
-            g = g * gate * s
+            g *= silu(gate)
         dweight += tl.sum(g * normed, axis=0)
         dbias += tl.sum(g, axis=0)
         g = g * weight[None, :]
