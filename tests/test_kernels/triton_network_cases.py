@@ -34,7 +34,8 @@ def network(**changes) -> VMamba:
     return VMamba(**dict(SMALL, **changes)).to(DEVICE)
 
 
-def images(seed=2, height=20, width=16) -> torch.Tensor:
+def images(seed=2, height=20, width=28) -> torch.Tensor:
+    """No map that a convolution halves is one pixel wide: there oneDNN's bfloat16 gradient reads unwritten memory."""
     return torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
