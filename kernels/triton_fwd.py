@@ -37,9 +37,11 @@ PROGRAMS_PER_MULTIPROCESSOR = 8
 SHORTEST_CHUNK = 64
 """Positions; shorter chunks would spend more on carries than they win."""
 
-
 IN_REGISTERS = tl.constexpr(2)
 """States per channel that a walk keeps in registers."""
+
+KEPT_RANKS = tl.constexpr(48)
+"""Ranks whose float32 weights a walk of many states keeps in registers; more are read again for every tile."""
 
 
 class Walks(NamedTuple):
@@ -95,7 +97,7 @@ def chunking(programs: int, length: int, device: torch.device) -> tuple[int, int
 
 @triton.jit
 def _scan_tile(
-    t0, end, carried, weights, A, bias, skip, m_d, pointers, route, route_out,
+    t0, end, carried, weights, source, A, bias, skip, m_d, pointers, route, route_out,
     K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, RB: tl.constexpr,
     COLUMNS: tl.constexpr, KEEPS: tl.constexpr, GROUPED: tl.constexpr, SOFTPLUS: tl.constexpr,
     SUMMARY: tl.constexpr, TILES: tl.constexpr, RAGGED: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
@@ -114,6 +116,10 @@ def _scan_tile(
     p_tile += i_tile * (K * N * D)
     if ADJOINTS:
         tl.store(p_tile_sum + i_tile * (K * D), total, mask=m_d)
+    if EXACT and N > IN_REGISTERS and R > KEPT_RANKS:
+        p_weight, o_k, i_d = source
+        o_k += tl.minimum(t0, 0)  # zero, which the compiler cannot know: it would keep all again
+        weights = weights_of(p_weight, o_k, i_d, D, R, RB, BD, VECTOR, OPERAND)
     u = step_rows(
         t0, last, p_projected, p_ready, weights, bias, m_d, route,
         KC, K * D, R, RB, RAGGED, SOFTPLUS, BT, BD, VECTOR, COLUMNS != 0, LONG_LINES, LARGE, FAST,
@@ -254,7 +260,10 @@ def _walk(
     o_kd = i_k * D + o_d
     bias = tl.load(p_bias + o_kd, mask=m_d, other=0.0) * LOG2E
     skip = tl.load(p_skip + o_kd, mask=m_d, other=0.0)
-    weights = weights_of(p_weight, i_k * D, i_d, D, R, RB, BD, VECTOR, OPERAND)
+    source = (p_weight, i_k * D, i_d)
+    weights = ()
+    if not (EXACT and N > IN_REGISTERS and R > KEPT_RANKS):
+        weights = weights_of(p_weight, i_k * D, i_d, D, R, RB, BD, VECTOR, OPERAND)
     p_A += o_kd * N
     zero = tl.zeros((BD,), tl.float32)
     A = ()
@@ -282,13 +291,13 @@ def _walk(
     full = end - (end - begin) % BT
     for t0 in range(begin, full, BT):
         carried = _scan_tile(
-            t0, end, carried, weights, A, bias, skip, m_d, pointers, route, route_out,
+            t0, end, carried, weights, source, A, bias, skip, m_d, pointers, route, route_out,
             K, D, N, R, RB, COLUMNS, KEEPS, GROUPED, SOFTPLUS, SUMMARY, TILES, False, BT, BD, VECTOR, LONG_LINES, LARGE,
             FAST, EXACT, OPERAND, PRECISION,
         )  # fmt: skip
     if full < end:
         carried = _scan_tile(
-            full, end, carried, weights, A, bias, skip, m_d, pointers, route, route_out,
+            full, end, carried, weights, source, A, bias, skip, m_d, pointers, route, route_out,
             K, D, N, R, RB, COLUMNS, KEEPS, GROUPED, SOFTPLUS, SUMMARY, TILES, True, BT, BD, VECTOR, LONG_LINES, LARGE,
             FAST, EXACT, OPERAND, PRECISION,
         )  # fmt: skip

@@ -56,6 +56,7 @@ SS2D = {
     'primes': dict(batch=1, height=7, width=5, channels=5),
     'two_blocks': dict(batch=1, height=3, width=6, channels=67),
     'wide_rank': dict(batch=1, rank=24, channels=6, height=3, width=7),
+    'wide_rank_of_many_states': dict(batch=1, rank=49, states=3, channels=4, height=3, width=6),
     'n16': dict(batch=1, states=16, channels=4, height=3, width=6),
     'batch0': dict(batch=0),
 }
