@@ -40,7 +40,7 @@ SHORTEST_CHUNK = 64
 IN_REGISTERS = tl.constexpr(2)
 """States per channel that a walk keeps in registers."""
 
-KEPT_RANKS = tl.constexpr(48)
+KEPT_RANKS = tl.constexpr(32)
 """Ranks whose float32 weights a walk of many states keeps in registers; more are read again for every tile."""
 
 
