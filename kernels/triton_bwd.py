@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .triton_fwd import IN_REGISTERS, Walks, carry, chunking, constants, walk
+from .triton_fwd import IN_REGISTERS, Walks, carry, chunking, constants, enter, walk
 from .triton_math import (
     BT,
     LN2,
@@ -24,9 +24,7 @@ from .triton_math import (
     load_tile,
     pair_rows,
     pixels_of,
-    program,
     rounded,
-    route_of,
     row_pointers,
     step_rows,
     store_tile,
@@ -253,37 +251,16 @@ def _walk_back(
     chunks, K, R, D)` is summed in memory, and so are adjoints and dA of many states; a barrier a tile orders what
     lanes write and read.
     """
-    C: tl.constexpr = R + 2 * N
-    XC: tl.constexpr = K * D if GROUPED else D
-    i_d, i_c, i_k, i_b = program(chunks, K, tl.cdiv(D, BD))
-    o_d = i_d * BD + tl.arange(0, BD)
-    m_d = (o_d < D) | (D % BD == 0)
-    route = route_of(i_k, L, H, W, COLUMNS, REVERSES)
-    route_out = route_of(i_k, L, H, W, COLUMNS, REVERSES & ~KEEPS)
-
-    image = i_b.to(tl.int64) * L
-    p_x += image * XC + o_d
-    p_dy += image * XC + o_d
-    p_projected += (image * K + i_k) * C
-    p_dprojected += ((i_d.to(tl.int64) * B * L + image) * K + i_k) * C
-    if GROUPED:
-        p_x += i_k * D
-        p_dy += i_k * D
-        p_dx += image * XC + i_k * D + o_d
-    else:
-        p_dx += (i_k.to(tl.int64) * B * L + image) * D + o_d
-    if R == 0:
-        p_ready += (image * K + i_k) * D + o_d
-        p_dready += (image * K + i_k) * D + o_d
-    o_chunk = (i_b.to(tl.int64) * chunks + i_c) * K + i_k
-    first_tile = i_b.to(tl.int64) * tl.cdiv(L, BT) * K + i_k
-    p_tile = p_tiles + first_tile * (N * D) + o_d
-    p_tile_sum = p_tile_sums + first_tile * D + o_d
-    p_state = p_states + o_chunk * (N * D) + o_d
-    p_adjoint = p_adjoints + o_chunk * (N * D) + o_d
+    i_d, i_c, i_k, image, o_chunk, o_d, m_d, o_kd, o_x, route, route_out, moved = enter(
+        (p_x, p_projected, p_ready, p_tiles, p_tile_sums, p_states, p_adjoints),
+        L, H, W, chunks, K, D, N, R, COLUMNS, REVERSES, KEEPS, GROUPED, BT, BD,
+    )  # fmt: skip
+    p_x, p_projected, p_ready, p_tile, p_tile_sum, p_state, p_adjoint = moved
+    p_dy += o_x
+    p_dx += o_x if GROUPED else i_k.to(tl.int64) * B * L * D + o_x
+    p_dprojected += ((i_d.to(tl.int64) * B * L + image) * K + i_k) * (R + 2 * N)
+    p_dready += (image * K + i_k) * D + o_d
     p_dA = p_sums + o_chunk * ((N + 2) * D) + o_d
-
-    o_kd = i_k * D + o_d
     bias = tl.load(p_bias + o_kd, mask=m_d, other=0.0) * LOG2E
     skip = tl.load(p_skip + o_kd, mask=m_d, other=0.0)
     source = (p_weight, p_bias + o_kd, p_skip + o_kd, i_k * D, i_d)

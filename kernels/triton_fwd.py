@@ -41,7 +41,8 @@ IN_REGISTERS = tl.constexpr(2)
 """States per channel that a walk keeps in registers."""
 
 KEPT_RANKS = tl.constexpr(32)
-"""Ranks whose float32 weights a walk of many states keeps in registers; more are read again for every tile."""
+"""Ranks whose float32 weights a walk keeps in registers. More are read again: with many states for every tile if inputs
+are float32, with few for the last, ragged tile."""
 
 
 class Walks(NamedTuple):
@@ -96,15 +97,49 @@ def chunking(programs: int, length: int, device: torch.device) -> tuple[int, int
 
 
 @triton.jit
+def enter(
+    pointers, L, H, W, chunks, K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, R: tl.constexpr,
+    COLUMNS: tl.constexpr, REVERSES: tl.constexpr, KEEPS: tl.constexpr, GROUPED: tl.constexpr, BT: tl.constexpr,
+    BD: tl.constexpr,
+):  # fmt: skip
+    """Where a program of a walk is, in either direction, with its pointers moved there.
+
+    Channel block, chunk, walk, first position of the image, number of the chunk; channels, their mask, their place
+    among parameters, offset into x and what is laid out like it; routes of input and output; the pointers: x, projected
+    and ready at the image, tiles and their sums at the image's first, states and adjoints at the chunk.
+    """
+    p_x, p_projected, p_ready, p_tiles, p_tile_sums, p_states, p_adjoints = pointers
+    i_d, i_c, i_k, i_b = program(chunks, K, tl.cdiv(D, BD))
+    o_d = i_d * BD + tl.arange(0, BD)
+    m_d = (o_d < D) | (D % BD == 0)
+    route = route_of(i_k, L, H, W, COLUMNS, REVERSES)
+    route_out = route_of(i_k, L, H, W, COLUMNS, REVERSES & ~KEEPS)
+    image = i_b.to(tl.int64) * L
+    o_chunk = (i_b.to(tl.int64) * chunks + i_c) * K + i_k
+    first_tile = i_b.to(tl.int64) * tl.cdiv(L, BT) * K + i_k
+    o_x = image * (K * D) + i_k * D + o_d if GROUPED else image * D + o_d
+    moved = (
+        p_x + o_x,
+        p_projected + (image * K + i_k) * (R + 2 * N),
+        p_ready + (image * K + i_k) * D + o_d,
+        p_tiles + first_tile * (N * D) + o_d,  # one state after another, D apart
+        p_tile_sums + first_tile * D + o_d,
+        p_states + o_chunk * (N * D) + o_d,
+        p_adjoints + o_chunk * (N * D) + o_d,
+    )
+    return i_d, i_c, i_k, image, o_chunk, o_d, m_d, i_k * D + o_d, o_x, route, route_out, moved
+
+
+@triton.jit
 def _scan_tile(
-    t0, end, carried, weights, source, A, bias, skip, m_d, pointers, route, route_out,
+    t0, begin, end, carried, weights, source, A, bias, skip, m_d, pointers, route, route_out,
     K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, RB: tl.constexpr,
     COLUMNS: tl.constexpr, KEEPS: tl.constexpr, GROUPED: tl.constexpr, SOFTPLUS: tl.constexpr,
-    SUMMARY: tl.constexpr, TILES: tl.constexpr, RAGGED: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
-    VECTOR: tl.constexpr, LONG_LINES: tl.constexpr, LARGE: tl.constexpr, FAST: tl.constexpr, EXACT: tl.constexpr,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    SUMMARY: tl.constexpr, TILES: tl.constexpr, STARTS: tl.constexpr, RAGGED: tl.constexpr, BT: tl.constexpr,
+    BD: tl.constexpr, VECTOR: tl.constexpr, LONG_LINES: tl.constexpr, LARGE: tl.constexpr, FAST: tl.constexpr,
+    EXACT: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Positions `t0` to `t0 + BT` of a walk; RAGGED: only up to `end`."""
+    """Positions `t0` to `t0 + BT` of a walk from `begin` to `end`; RAGGED: the last ones, fewer than BT."""
     KC: tl.constexpr = K * (R + 2 * N)
     XC: tl.constexpr = K * D if GROUPED else D
     OUTPUT: tl.constexpr = not (SUMMARY or TILES)
@@ -116,7 +151,8 @@ def _scan_tile(
     p_tile += i_tile * (K * N * D)
     if ADJOINTS:
         tl.store(p_tile_sum + i_tile * (K * D), total, mask=m_d)
-    if EXACT and N > IN_REGISTERS and R > KEPT_RANKS:
+    AGAIN: tl.constexpr = EXACT if N > IN_REGISTERS else RAGGED
+    if tl.float32 == OPERAND and R > KEPT_RANKS and AGAIN:
         p_weight, o_k, i_d = source
         o_k += tl.minimum(t0, 0)  # zero, which the compiler cannot know: it would keep all again
         weights = weights_of(p_weight, o_k, i_d, D, R, RB, BD, VECTOR, OPERAND)
@@ -182,13 +218,16 @@ def _scan_tile(
         for i in tl.static_range(BT):
             ys = ys + (skip * xs[i],)
             uxs = uxs + (u[i] * xs[i],)
+        m_later = (m_d & (t0 > begin)) != 0
+        m_enters = m_d if STARTS else m_later
+        m_leaves = m_d if SUMMARY else (m_d & (t0 + BT < end)) != 0
         for n in range(N):
             A_n = tl.load(p_A + n, mask=m_d, other=0.0)
-            state = tl.load(p_state + n * D, mask=m_d, other=0.0)
+            state = tl.load(p_state + n * D, mask=m_enters, other=0.0)
             if TILES:
                 tl.store(p_tile + n * D, state, mask=m_d)
             if ADJOINTS:
-                share = tl.load(p_adjoint + n * D, mask=m_d, other=0.0)
+                share = tl.load(p_adjoint + n * D, mask=m_later, other=0.0)
                 decay = tl.exp2(A_n * before)
             sums = ()
             Bs, Cs = pair_rows(p_projected + (R + n), pixel * KC, N, BT, BD)
@@ -204,7 +243,7 @@ def _scan_tile(
                 ys = sums
             if ADJOINTS:
                 tl.store(p_adjoint + n * D, share, mask=m_d)
-            tl.store(p_state + n * D, state, mask=m_d)
+            tl.store(p_state + n * D, state, mask=m_leaves)
         tl.debug_barrier()
         if OUTPUT:
             store_tile(row_pointers(p_y, o_y, VECTOR), ys, mask, BT, BD)
@@ -230,34 +269,15 @@ def _walk(
     STARTS: start from `states` instead of zero. Many states do not fit into registers: they live in `states` and
     `adjoints`, with a barrier (of one warp) a tile.
     """
-    C: tl.constexpr = R + 2 * N
-    XC: tl.constexpr = K * D if GROUPED else D
-    i_d, i_c, i_k, i_b = program(chunks, K, tl.cdiv(D, BD))
-    o_d = i_d * BD + tl.arange(0, BD)
-    m_d = (o_d < D) | (D % BD == 0)
-    route = route_of(i_k, L, H, W, COLUMNS, REVERSES)
-    route_out = route_of(i_k, L, H, W, COLUMNS, REVERSES & ~KEEPS)
-
-    image = i_b.to(tl.int64) * L
-    p_x += image * XC + o_d
-    p_projected += (image * K + i_k) * C
-    if GROUPED:
-        p_x += i_k * D
-        p_y += image * XC + i_k * D + o_d
-    elif SUMMARY or TILES:
-        p_y += image * D + o_d
+    i_d, i_c, i_k, _image, o_chunk, o_d, m_d, o_kd, o_x, route, route_out, moved = enter(
+        (p_x, p_projected, p_ready, p_tiles, p_tile_sums, p_states, p_adjoints),
+        L, H, W, chunks, K, D, N, R, COLUMNS, REVERSES, KEEPS, GROUPED, BT, BD,
+    )  # fmt: skip
+    p_x, p_projected, p_ready, p_tile, p_tile_sum, p_state, p_adjoint = moved
+    if GROUPED or SUMMARY or TILES:
+        p_y += o_x
     else:
-        p_y += (i_k.to(tl.int64) * B * L + image) * D + o_d
-    if R == 0:
-        p_ready += (image * K + i_k) * D + o_d
-    o_chunk = (i_b.to(tl.int64) * chunks + i_c) * K + i_k
-    first_tile = i_b.to(tl.int64) * tl.cdiv(L, BT) * K + i_k
-    p_tile = p_tiles + first_tile * (N * D) + o_d
-    p_tile_sum = p_tile_sums + first_tile * D + o_d
-    p_state = p_states + o_chunk * (N * D) + o_d  # one state after another, D apart
-    p_adjoint = p_adjoints + o_chunk * (N * D) + o_d
-
-    o_kd = i_k * D + o_d
+        p_y += i_k.to(tl.int64) * B * L * D + o_x
     bias = tl.load(p_bias + o_kd, mask=m_d, other=0.0) * LOG2E
     skip = tl.load(p_skip + o_kd, mask=m_d, other=0.0)
     source = (p_weight, i_k * D, i_d)
@@ -277,12 +297,6 @@ def _walk(
             if SUMMARY and TILES:
                 decays = decays + (zero + 1.0,)
                 shares = shares + (zero,)
-    elif not STARTS:
-        for n in range(N):
-            tl.store(p_state + n * D, zero, mask=m_d)
-            if SUMMARY and TILES:
-                tl.store(p_adjoint + n * D, zero, mask=m_d)
-        tl.debug_barrier()
 
     carried = (h, decays, shares, zero)
     pointers = (p_x, p_projected, p_ready, p_y, p_A, p_tile, p_tile_sum, p_state, p_adjoint)
@@ -291,15 +305,15 @@ def _walk(
     full = end - (end - begin) % BT
     for t0 in range(begin, full, BT):
         carried = _scan_tile(
-            t0, end, carried, weights, source, A, bias, skip, m_d, pointers, route, route_out,
-            K, D, N, R, RB, COLUMNS, KEEPS, GROUPED, SOFTPLUS, SUMMARY, TILES, False, BT, BD, VECTOR, LONG_LINES, LARGE,
-            FAST, EXACT, OPERAND, PRECISION,
+            t0, begin, end, carried, weights, source, A, bias, skip, m_d, pointers, route, route_out,
+            K, D, N, R, RB, COLUMNS, KEEPS, GROUPED, SOFTPLUS, SUMMARY, TILES, STARTS, False, BT, BD, VECTOR,
+            LONG_LINES, LARGE, FAST, EXACT, OPERAND, PRECISION,
         )  # fmt: skip
     if full < end:
         carried = _scan_tile(
-            full, end, carried, weights, source, A, bias, skip, m_d, pointers, route, route_out,
-            K, D, N, R, RB, COLUMNS, KEEPS, GROUPED, SOFTPLUS, SUMMARY, TILES, True, BT, BD, VECTOR, LONG_LINES, LARGE,
-            FAST, EXACT, OPERAND, PRECISION,
+            full, begin, end, carried, weights, source, A, bias, skip, m_d, pointers, route, route_out,
+            K, D, N, R, RB, COLUMNS, KEEPS, GROUPED, SOFTPLUS, SUMMARY, TILES, STARTS, True, BT, BD, VECTOR,
+            LONG_LINES, LARGE, FAST, EXACT, OPERAND, PRECISION,
         )  # fmt: skip
 
     if SUMMARY:
@@ -381,6 +395,11 @@ def block_of(channels: int, states: int, rank: int, exact: bool) -> int:
     return 64 if channels % 64 == 0 and states <= IN_REGISTERS.value and not (exact and rank > 32) else 32
 
 
+def launch_options(states: int, cuda: bool) -> dict:
+    """How `_walk` is compiled. Of many states CUDA's compiler would spill a few bytes to let more programs in."""
+    return dict(num_warps=1, num_stages=1, **(dict(maxnreg=255) if cuda and states > IN_REGISTERS.value else {}))
+
+
 def walk(walks: Walks, buffers, chunks: int, chunk: int, SUMMARY=False, TILES=False, STARTS=False, **shared) -> None:
     """Run `_walk`; `buffers` from its argument `y` on."""
     batch, length, count, channels, states, rank = walks.sizes()
@@ -394,8 +413,7 @@ def walk(walks: Walks, buffers, chunks: int, chunk: int, SUMMARY=False, TILES=Fa
         STARTS=STARTS,
         BD=block,
         VECTOR=block // 32,
-        num_warps=1,
-        num_stages=1,
+        **launch_options(states, shared['FAST']),
         **shared,
     )
 

@@ -29,6 +29,7 @@ from mmvmamba.kernels.pooled_scan import triton_gate, triton_pool, triton_scan
 from mmvmamba.kernels.ss2d import triton_norm
 from mmvmamba.kernels.triton_math import BT
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -53,8 +54,8 @@ class Variant(NamedTuple):
     """One compilation: a kernel, its argument types and constants, and what its largest loop may cost.
 
     Attributes:
+        options: of the compiler.
         elements: of one lane in one turn of the loop.
-        stages: of the software pipeline.
         budget: instructions per element and route, or None for no budget.
         specials: special functions per element and route, or None.
     """
@@ -63,24 +64,29 @@ class Variant(NamedTuple):
     kernel: object
     types: dict
     constants: dict
-    warps: int
+    options: dict
     elements: float
-    stages: int = 1
     budget: float | None = None
     specials: float | None = None
 
 
-def shapes(archs) -> list[tuple[str, int, int, int]]:
-    """Family, D, N, R of every stage of the architectures."""
+def shapes(archs) -> list[tuple[str, tuple[int, ...]]]:
+    """Groups of kernels (keys of `GROUPS`) with the sizes that every stage of the architectures has of them, once each.
+
+    The sizes are D, N, R of a scan, and D alone of what surrounds it.
+    """
     found = set()
     for arch in archs:
         spec = ARCHS[arch]
-        if arch not in VMAMBAS:
-            found.add(('fastvim', spec['expand'] * spec['embed_dims'], spec['d_state'], -(-spec['embed_dims'] // 16)))
-            continue
-        for stage in range(len(spec['depths'])):
-            dims = spec['embed_dims'] * 2**stage
-            found.add(('vmamba', int(dims * spec['ssm_ratio']), spec['d_state'], -(-dims // 16)))
+        if arch in VMAMBAS:
+            stages = [spec['embed_dims'] * 2**stage for stage in range(len(spec['depths']))]
+            groups, ratio = ('ss2d', 'around ss2d'), spec['ssm_ratio']
+        else:
+            stages, groups, ratio = [spec['embed_dims']], ('short scan', 'around short scan'), spec['expand']
+        for dims in stages:
+            channels = int(dims * ratio)
+            found.add((groups[0], (channels, spec['d_state'], -(-dims // 16))))
+            found.add((groups[1], (channels,)))
     return sorted(found)
 
 
@@ -121,13 +127,13 @@ def scan_variants(D: int, N: int, R: int, dtype: str, target: str, walks=CROSS):
             triton_fwd._walk,
             _types(triton_fwd._walk, constants, **half),
             constants,
-            warps=1,
+            triton_fwd.launch_options(N, shared['FAST']),
             elements=BT * block / 32,
             budget=(30 if R <= 12 else 40) if N == 1 and dtype != 'fp32' and not summary and not tiles else None,
             specials=None if tiles else 2 + N,
         )
     constants = dict(K=walks['K'], D=D, N=N, BACK=False, BD=32)
-    yield Variant('carry', triton_fwd._carry, _types(triton_fwd._carry, constants), constants, warps=1, elements=1)
+    yield Variant('carry', triton_fwd._carry, _types(triton_fwd._carry, constants), constants, dict(num_warps=1), 1)
 
     block = triton_bwd.block_of(D, N)
     for chunked in (False, True):
@@ -137,28 +143,29 @@ def scan_variants(D: int, N: int, R: int, dtype: str, target: str, walks=CROSS):
             triton_bwd._walk_back,
             _types(triton_bwd._walk_back, constants, **half),
             constants,
-            warps=block // 32,
+            dict(num_warps=block // 32, num_stages=1),
             elements=BT,
             budget=110 if N == 1 and dtype != 'fp32' else None,
         )
 
 
-def other_variants(D: int, dtype: str, target: str):
-    """The kernels around the scan: convolution before it, normalisation after it."""
+def norm_and_convolution_variants(D: int, dtype: str, target: str):
+    """The kernels around SS2D's scan: convolution before it, normalisation after it."""
     route = 'bf16' if dtype == 'bf16' else 'fp32'
     half = dict.fromkeys(('p_x', 'p_y', 'p_dy', 'p_dz', 'p_gate', 'p_dgate'), dtype)
     half.update(dict.fromkeys(('p_routes', 'p_sum', 'p_dsum'), route))
     blocks = triton_norm._blocks(D)
-    warps = blocks.pop('num_warps')
-    tile = blocks['BR'] * blocks['BD'] / 32 / warps
+    options = dict(num_warps=blocks.pop('num_warps'))
+    tile = blocks['BR'] * blocks['BD'] / 32 / options['num_warps']
     for gated in (False, True):
         constants = dict(D=D, GATED=gated, **blocks)
         for name, kernel, extra in (
-            ('norm', triton_norm._normalise, dict(K=4)),
+            ('norm', triton_norm._normalise, dict(K=4, KEEP=False)),
+            ('norm with sum', triton_norm._normalise, dict(K=4, KEEP=True)),
             ('norm backward', triton_norm._differentiate, {}),
         ):
             types = dict(_types(kernel, dict(constants, **extra), **half), eps='fp32')
-            yield Variant(f'{name}{" gated" * gated}', kernel, types, dict(constants, **extra), warps, tile)
+            yield Variant(f'{name}{" gated" * gated}', kernel, types, dict(constants, **extra), options, tile)
     constants = dict(D=D, KS=3, BIAS=True, BP=triton_conv.BP, BD=triton_conv.BD)
     for name, kernel, extra in (
         ('convolution', triton_conv._convolve, dict(FORWARD=True)),
@@ -167,58 +174,65 @@ def other_variants(D: int, dtype: str, target: str):
     ):
         chosen = dict(constants, **extra)
         elements = chosen['BP'] * chosen['BD'] / 32
-        yield Variant(name, kernel, _types(kernel, chosen, **half), chosen, 1, elements)
-
-
-def variants(D: int, N: int, R: int, dtype: str, target: str):
-    yield from scan_variants(D, N, R, dtype, target)
-    yield from other_variants(D, dtype, target)
+        yield Variant(name, kernel, _types(kernel, chosen, **half), chosen, dict(num_warps=1), elements)
 
 
 def _pool_variants(D: int, dtype: str):
     half = dict.fromkeys(('p_xz', 'p_dxz'), dtype)
-    block = triton_pool.BYTES // (4 if dtype == 'fp32' else 2)
     for pool, code in triton_pool.POOLINGS.items():
-        shared = dict(D=D, KS=4, POOL=code, BD=block)
-        kinds = [(f'pool {pool}', triton_pool._pool, dict(shared, U=triton_pool.U, TIES=False))]
+        size = 4 if dtype == 'fp32' else 2
+        shared = dict(D=D, KS=4, POOL=code, **triton_pool.tiling(size))
+        kinds = [(f'pool {pool}', triton_pool._pool, dict(shared, TIES=False))]
         if pool == 'max':
-            kinds.append(('pool max with ties', triton_pool._pool, dict(shared, U=triton_pool.U, TIES=True)))
-        kinds.append((f'pool {pool} backward', triton_pool._pool_back, dict(shared, U=triton_pool.U_BACK)))
+            kinds.append(('pool max with ties', triton_pool._pool, dict(shared, TIES=True)))
+        kinds.append(
+            (f'pool {pool} backward', triton_pool._pool_back, dict(shared, **triton_pool.tiling_back(size, pool)))
+        )
         dy = dict(p_dy='fp32' if pool is None or dtype != 'bf16' else 'bf16')
         for name, kernel, constants in kinds:
             types = dict(_types(kernel, constants, **half, **dy), scale='fp32')
-            yield Variant(name, kernel, types, constants, 1, constants['U'] * block / 32)
+            options = dict(num_warps=1, num_stages=1)
+            yield Variant(name, kernel, types, constants, options, constants['U'] * constants['BD'] / 32)
 
 
 def _gate_variants(D: int, dtype: str):
     half = dict.fromkeys(('p_xz', 'p_dxz', 'p_dy', 'p_y'), dtype)
     half['p_dtokens'] = 'bf16' if dtype == 'bf16' else 'fp32'
-    tiling = triton_gate.tiling(D)
-    warps, stages = tiling.pop('num_warps'), tiling.pop('num_stages')
-    elements = tiling['U'] * tiling['TILES'] * tiling['BD'] / 32 / warps
     for pooled, norm in ((True, True), (True, False), (False, True), (False, False)):
         name = f'gate{"" if pooled else " of all tokens"}{"" if norm else " without norm"}'
+        tiling = triton_gate.tiling(D, pooled)
+        options = {key: tiling.pop(key) for key in ('num_warps', 'num_stages')}
+        elements = tiling['U'] * tiling['TILES'] * tiling['BD'] / 32 / options['num_warps']
         shared = dict(D=D, KS=4, POOLED=pooled, NORM=norm)
         for adjoint in (False, True) if norm else (False,):
             constants = dict(shared, ADJOINT=adjoint, **tiling)
             types = dict(_types(triton_gate._gate, constants, **half), eps='fp32')
-            yield Variant(name + ' moments' * adjoint, triton_gate._gate, types, constants, warps, elements, stages)
-        constants = dict(shared, **triton_gate.tiling_back(dtype == 'fp32'))
-        alone, single = constants.pop('num_warps'), constants.pop('num_stages')
+            yield Variant(name + ' moments' * adjoint, triton_gate._gate, types, constants, options, elements)
+        constants = dict(shared, **triton_gate.tiling_back(dtype == 'bf16'))
+        options = {key: constants.pop(key) for key in ('num_warps', 'num_stages')}
         types = _types(triton_gate._gate_back, constants, **half)
         size = constants['U'] * constants['BD'] / 32
-        yield Variant(f'{name} backward', triton_gate._gate_back, types, constants, alone, size, single)
+        yield Variant(f'{name} backward', triton_gate._gate_back, types, constants, options, size)
 
 
-def pooled_variants(D: int, N: int, R: int, dtype: str, target: str):
-    """The pooled scan's kernels; the short sequences are float32 whatever the tokens are."""
+def pool_and_gate_variants(D: int, dtype: str, target: str):
+    """The kernels around the pooled scan's short sequences."""
     yield from _pool_variants(D, dtype)
     yield from _gate_variants(D, dtype)
+
+
+def short_scan_variants(D: int, N: int, R: int, dtype: str, target: str):
+    """The scan of the pooled scan's short sequences, which are float32 whatever the tokens are."""
     if dtype == 'fp32':
         yield from scan_variants(D, N, R if R <= triton_scan.WIDEST_RANK else 0, dtype, target, BOTH_WAYS)
 
 
-FAMILIES = {'vmamba': variants, 'fastvim': pooled_variants}
+GROUPS = {
+    'ss2d': scan_variants,
+    'around ss2d': norm_and_convolution_variants,
+    'short scan': short_scan_variants,
+    'around short scan': pool_and_gate_variants,
+}
 
 
 def _source(variant: Variant) -> ASTSource:
@@ -276,9 +290,9 @@ def _read(binary: bytes, states: int) -> dict:
 
 def measure(variant: Variant, target: str) -> dict:
     """Compile one variant and describe it; figures of the code only for CUDA, whose tools Triton brings."""
-    row = dict(kernel=variant.name, target=target, **{k: variant.constants.get(k) for k in ('D', 'N', 'R')})
-    options = dict(num_warps=variant.warps, num_stages=variant.stages)
-    compiled = triton.compile(_source(variant), target=TARGETS[target], options=options)
+    row = dict(kernel=variant.name, target=target)
+    row.update({k: variant.constants[k] for k in ('D', 'N', 'R') if k in variant.constants})
+    compiled = triton.compile(_source(variant), target=TARGETS[target], options=variant.options)
     row.update(shared=compiled.metadata.shared, failures=[])
     if 'cubin' not in compiled.asm:
         text = compiled.asm['amdgcn']
@@ -288,7 +302,7 @@ def measure(variant: Variant, target: str) -> dict:
         )
         row.update(registers=registers, spilled=4 * spills)
     else:
-        row.update(_read(compiled.asm['cubin'], row['N'] or 1))
+        row.update(_read(compiled.asm['cubin'], row.get('N', 1)))
         row['instructions'] = round(sum(row['loop'].values()) / variant.elements, 1)
         row['specials'] = round(row['loop'].get('MUFU', 0) / variant.elements, 2)
         if variant.budget is not None and row['instructions'] > variant.budget:
@@ -301,18 +315,18 @@ def measure(variant: Variant, target: str) -> dict:
 
 
 def jobs(args):
-    """Every (shape, dtype, target, index of the variant) as plain values, so that workers can build their own."""
+    """Every (group, sizes, dtype, target, index of the variant) as plain values: workers build their own variant."""
     for target in args.targets:
         for dtype in args.dtypes:
-            for family, *shape in shapes(args.archs):
-                for i, _ in enumerate(FAMILIES[family](*shape, dtype, target)):
-                    yield family, *shape, dtype, target, i
+            for group, sizes in shapes(args.archs):
+                for i, _ in enumerate(GROUPS[group](*sizes, dtype, target)):
+                    yield group, sizes, dtype, target, i
 
 
 def work(job) -> dict:
-    family, D, N, R, dtype, target, i = job
-    variant = list(FAMILIES[family](D, N, R, dtype, target))[i]
-    return dict(measure(variant, target), dtype=dtype, D=D, N=N, R=R)
+    group, sizes, dtype, target, i = job
+    variant = list(GROUPS[group](*sizes, dtype, target))[i]
+    return dict(measure(variant, target), dtype=dtype)
 
 
 def table(rows) -> Table:
@@ -331,8 +345,10 @@ def main() -> int:
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='processes')
     parser.add_argument('--json', type=Path, help='write the rows here as well')
     args = parser.parse_args()
+    tasks = list(jobs(args))
     with ProcessPoolExecutor(args.jobs) as pool:
-        rows = list(pool.map(work, jobs(args)))
+        results = pool.map(work, tasks)
+        rows = list(track(results, 'compiling', len(tasks), console=Console(stderr=True)))
     Console(width=None if sys.stdout.isatty() else 160).print(table(rows))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))

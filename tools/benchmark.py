@@ -84,8 +84,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     counted.add_argument('operator', choices=traffic.GOALS, help='a forward pass in bf16')
     counted.add_argument('--arch', help='whose sizes (default: VMamba tiny_s1l8, FastVim tiny)')
-    for name, default in (('height', 32), ('width', 32), ('batch', 1), ('multiprocessors', 132)):
-        counted.add_argument(f'--{name}', type=int, default=default, help='(default: %(default)s)')
+    for name in ('height', 'width'):
+        sides = ', '.join(f'{side} for {operator}' for operator, side in traffic.SIDES.items())
+        counted.add_argument(f'--{name}', type=int, help=f'(default: {sides})')
+    counted.add_argument('--batch', type=int, default=1, help='images (default: %(default)s)')
+    counted.add_argument(
+        '--multiprocessors',
+        type=int,
+        default=1,
+        help='of the GPU, which decides how finely the work is cut (default: %(default)s, which with one image is the '
+        'share of a multiprocessor of a GPU that a large batch fills)',
+    )
     counted.add_argument('--pool', choices=traffic.POOLS, default='mean', help='(default: %(default)s)')
     return parser.parse_args(argv)
 
@@ -97,6 +106,9 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(threads)
     if command == 'traffic':
         del arguments['repeat']  # what is counted is the same every time
+        side, arch = traffic.SIDES[arguments['operator']], traffic.ARCHS[arguments['operator']]
+        defaults = dict(height=side, width=side, arch=arch)
+        arguments |= {key: value for key, value in defaults.items() if arguments[key] is None}
     rows = getattr(_MODULES.get(command, benchmark), command)(**arguments)
     about = machine()  # at once, as long as the clocks are those of the measurement
     about |= {'TF32': str(torch.backends.cuda.matmul.allow_tf32), 'tests': result_of_tests(about, tests)}

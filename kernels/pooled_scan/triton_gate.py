@@ -303,21 +303,22 @@ def _gate_back(
         tl.store(p_dparameters + 3 * D, dbias, mask=m_d)
 
 
-def tiling(channels: int) -> dict:
+def tiling(channels: int, pooled: bool) -> dict:
     """Tiles of a program that holds all channels: as few idle lanes as up to `TILES` allow, up to six channels a lane.
 
-    With more than 8 warps a thread has too few registers to keep the parameters, or more than a token.
+    With more than 8 warps a thread has too few registers to keep the parameters, or more than a token. Where nothing is
+    pooled there are no convolutions, and 8 warps suffice.
     """
     sizes = {tiles: triton.next_power_of_2(triton.cdiv(channels, tiles)) for tiles in range(1, TILES + 1)}
     tiles = min(sizes, key=lambda tiles: (tiles * sizes[tiles], tiles))
-    warps = min(16, triton.next_power_of_2(triton.cdiv(tiles * sizes[tiles], 6 * 32)))
+    warps = min(16 if pooled else 8, triton.next_power_of_2(triton.cdiv(tiles * sizes[tiles], 6 * 32)))
     fits = warps <= 8
     return dict(TILES=tiles, BD=sizes[tiles], KEEP=fits, U=U if fits else 1, num_warps=warps, num_stages=1)
 
 
-def tiling_back(exact: bool) -> dict:
-    """Tiles of the other programs, one warp each; more tokens of float32 would spill on sm_80."""
-    return dict(BD=BLOCK, U=8 if exact else 16, num_warps=1, num_stages=1)
+def tiling_back(brief: bool) -> dict:
+    """Tiles of the other programs, one warp each; more tokens of float32 or float16 would spill."""
+    return dict(BD=BLOCK, U=16 if brief else 8, num_warps=1, num_stages=1)
 
 
 def _parameters(forth, back):
@@ -357,7 +358,7 @@ def gate(xz, scanned, lines: Lines, forth, back, norm, pooled, eps, dy=None):
                 *(xz, scanned, *_parameters(forth, back), weight, bias, dy if adjoint else xz, result, result),
                 *(*lines, part, eps),
                 **dict(D=channels, KS=forth.conv_weight.shape[2], POOLED=pooled, NORM=norm is not None),
-                **dict(ADJOINT=adjoint, **tiling(channels)),
+                **dict(ADJOINT=adjoint, **tiling(channels, pooled)),
             )
     return result
 
@@ -385,7 +386,7 @@ def gate_backward(dy, dxz, xz, scanned, lines: Lines, forth, back, norm, pooled,
                 *(xz, scanned, *_parameters(forth, back), weight, bias, dy, moments, dxz, dtokens),
                 *(dlines if pooled else dtokens, dparameters, *lines, part),
                 **dict(D=channels, KS=forth.conv_weight.shape[2], POOLED=pooled, NORM=norm is not None),
-                **tiling_back(xz.dtype == torch.float32),
+                **tiling_back(xz.dtype == torch.bfloat16),
             )
     sums = dparameters.sum((0, 1))
     return (dtokens, dlines, sums) if pooled else (None, dtokens.view_as(scanned), sums)

@@ -21,9 +21,6 @@ from .triton_lines import (
 BYTES = 128
 """Of a token that a program, one warp, works on: a line of the cache."""
 
-U, U_BACK = BT, 8
-"""Tokens of its tiles, as many as the registers hold."""
-
 PROGRAMS_PER_MULTIPROCESSOR = 16
 """A program takes as many tokens as leave this many programs: halos and weights are read once a program."""
 
@@ -245,9 +242,14 @@ def _pool_back(
         tl.store(p_dtaps + (KS + 1 + j) * D, sums_back[j], mask=m_d)
 
 
-def block_of(xz: torch.Tensor) -> int:
-    """Channels of a program."""
-    return BYTES // xz.element_size()
+def tiling(size: int) -> dict:
+    """Channels, elements of `size` bytes, of a program, and tokens of its tiles: as many as the registers hold."""
+    return dict(BD=BYTES // size, U=BT)
+
+
+def tiling_back(size: int, pool: str | None) -> dict:
+    """As `tiling`, for the adjoint. The maxima take registers: with more channels float16 would spill."""
+    return dict(BD=32, U=BT) if size == 2 and pool == 'max' else dict(BD=BYTES // size, U=8)
 
 
 def share(count: int, programs: int, device: torch.device) -> int:
@@ -274,15 +276,15 @@ def pool(xz, lines: Lines, forth, back, pool, scaling, ties=False):
     short = xz.new_empty((batch, tokens if pool is None else lines.lines, 2, channels), dtype=torch.float32)
     largest, count = (torch.empty_like(short) if ties else None for _ in range(2))
     if batch:
-        block = block_of(xz)
-        blocks = triton.cdiv(channels, block)
+        tiles = tiling(xz.element_size())
+        blocks = triton.cdiv(channels, tiles['BD'])
         part = share(lines.lines, batch * blocks, xz.device)
         scale = scaling / lines.size if pool == 'mean' else scaling
         with torch.cuda.device_of(xz):
             _pool[(batch * triton.cdiv(lines.lines, part) * blocks,)](
                 *(xz, forth.conv_weight, forth.conv_bias, back.conv_weight, back.conv_bias),
                 *(short, largest if ties else xz, count if ties else xz, *lines, part, scale),
-                **dict(D=channels, KS=forth.conv_weight.shape[2], POOL=POOLINGS[pool], TIES=ties, BD=block, U=U),
+                **dict(D=channels, KS=forth.conv_weight.shape[2], POOL=POOLINGS[pool], TIES=ties, **tiles),
                 num_warps=1,
                 num_stages=1,
             )
@@ -305,8 +307,8 @@ def pool_backward(dy, dshort, dxz, xz, lines: Lines, forth, back, pool, scaling,
     batch, channels = xz.shape[0], xz.shape[3] // 2
     width = forth.conv_weight.shape[2]
     tokens = lines.lines * lines.size
-    block = block_of(xz)
-    blocks = triton.cdiv(channels, block)
+    tiles = tiling_back(xz.element_size(), pool)
+    blocks = triton.cdiv(channels, tiles['BD'])
     part = max(share(tokens, batch * blocks, xz.device), min(tokens, 8 * width))
     runs = triton.cdiv(tokens, part)
     dtaps = xz.new_empty((batch, runs, 2, width + 1, channels), dtype=torch.float32)
@@ -318,7 +320,7 @@ def pool_backward(dy, dshort, dxz, xz, lines: Lines, forth, back, pool, scaling,
                 *(back.conv_weight, back.conv_bias, back.Ds),
                 *(dshort if largest is None else largest, dshort if ties is None else ties, dxz, dtaps),
                 *(*lines, part, scale),
-                **dict(D=channels, KS=width, POOL=POOLINGS[pool], BD=block, U=U_BACK),
+                **dict(D=channels, KS=width, POOL=POOLINGS[pool], **tiles),
                 num_warps=1,
                 num_stages=1,
             )

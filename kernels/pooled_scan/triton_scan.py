@@ -39,10 +39,6 @@ def _norm(norm_weight, norm_bias):
     return None if norm_weight is None else (norm_weight.detach().contiguous(), norm_bias.detach().contiguous())
 
 
-def _both(forth, back, field):
-    return torch.stack([getattr(forth, field), getattr(back, field)]).float()
-
-
 def _walks(short, forth, back, lines, axis, pooled) -> Walks:
     """Project the sequences `(B, L', 2, D)` and describe their two walks."""
     batch, length, _, channels = short.shape
@@ -51,26 +47,35 @@ def _walks(short, forth, back, lines, axis, pooled) -> Walks:
             f'pooled_scan: {length} tokens of 2 x {channels} channels; the triton backend indexes a sequence with 32 '
             "bits, L*2*D must stay below 2**31; use smaller images or backend='torch'"
         )
-    projected = [short[:, :, k] @ way.x_proj_weight.float().T for k, way in enumerate((forth, back))]
-    rank, ready, weight = forth.dt_weight.shape[1], None, _both(forth, back, 'dt_weight')
+    tokens = short.view(batch * length, 2, channels)
+    projected = short.new_empty((batch * length, 2, forth.x_proj_weight.shape[0]))
+    for k, way in enumerate((forth, back)):
+        torch.mm(tokens[:, k], way.x_proj_weight.float().T, out=projected[:, k])
+    # one copy of all parameters: on small inputs launches are what takes time
+    fields = ('dt_weight', 'dt_bias', 'Ds', 'A')
+    parts = [getattr(way, field).flatten() for field in fields for way in (forth, back)]
+    sizes = [2 * getattr(forth, field).numel() for field in fields]
+    weight, bias, skip, A = torch.cat(parts).float().split(sizes)
+    weight, A = weight.view(2, channels, -1), A.view(2 * channels, -1)
+    rank, ready = weight.shape[2], None
     if rank > WIDEST_RANK:
-        ready = torch.cat([part[..., :rank] @ weight[k].T for k, part in enumerate(projected)], dim=2)
-        projected = [part[..., rank:] for part in projected]
+        ready = torch.stack([projected[:, k, :rank] @ weight[k].T for k in range(2)], dim=1)
+        ready = ready.view(batch, length, 2 * channels)
+        projected = projected[..., rank:].contiguous()
         weight = weight[..., :0]
     if pooled:
         grid, columns = (1, length), 0
     else:
         grid = (lines.lines, lines.size) if axis == 'row' else (lines.size, lines.lines)
         columns = 0b11 if axis == 'column' else 0
-    skip = _both(forth, back, 'Ds').flatten()
     return Walks(
         x=short.view(batch, length, 2 * channels),
-        projected=torch.stack(projected, dim=2),
+        projected=projected.view(batch, length, 2, projected.shape[-1]),
         ready=ready,
         weight=weight,
-        bias=_both(forth, back, 'dt_bias').flatten(),
+        bias=bias,
         skip=torch.zeros_like(skip) if pooled else skip,
-        A=_both(forth, back, 'A').flatten(0, 1),
+        A=A,
         grid=grid,
         columns=columns,
         reverses=0b10,

@@ -50,7 +50,9 @@ def ss2d_norm(
     chosen = dispatch.choose('ss2d', backend, x.device.type, x.dtype)
     # between its halves a cascade normalises by itself; a gate of another dtype promotes the result
     if chosen == 'triton' and routes != CASCADE and (gate is None or gate.dtype == x.dtype):
-        y, _ = _fused(x, *parameters, norm_weight, norm_bias, gate, eps, routes)
+        tensors = (x, *parameters, norm_weight, norm_bias, gate)
+        trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        y, _ = _fused(*tensors, eps, routes, trains)
         return y
     y = ss2d(x, *parameters, routes=routes, backend=chosen)
     with dispatch.full_precision(x.device):
@@ -69,18 +71,20 @@ def _route_dtype(x):
 
 
 @torch.library.custom_op(
-    'mmvmamba::ss2d_norm', mutates_args=(), schema=f'({_TENSORS}, float eps, str routes) -> (Tensor, Tensor)'
+    'mmvmamba::ss2d_norm',
+    mutates_args=(),
+    schema=f'({_TENSORS}, float eps, str routes, bool trains) -> (Tensor, Tensor)',
 )
-def _fused(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, norm_weight, norm_bias, gate, eps, routes):
-    """The result and, for the backward pass, the sum of the routes."""
+def _fused(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, norm_weight, norm_bias, gate, eps, routes, trains):
+    """The result and, if a backward pass may follow (`trains`), the sum of the routes; else an empty tensor."""
     tensors = (x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, norm_weight, norm_bias, gate)
     with dispatch.full_precision(x.device):
-        return _scan.load('triton').forward_norm(*tensors, eps, routes)
+        return _scan.load('triton').forward_norm(*tensors, eps, routes, trains)
 
 
 @_fused.register_fake
-def _(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, norm_weight, norm_bias, gate, eps, routes):
-    return x.new_empty(x.shape), x.new_empty(x.shape, dtype=_route_dtype(x))
+def _(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, norm_weight, norm_bias, gate, eps, routes, trains):
+    return x.new_empty(x.shape), x.new_empty(x.shape if trains else 0, dtype=_route_dtype(x))
 
 
 @torch.library.custom_op(
@@ -105,7 +109,7 @@ def _(dy, total, x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, norm_
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, ctx.eps, ctx.routes = inputs
+    *tensors, ctx.eps, ctx.routes, _ = inputs
     ctx.save_for_backward(output[1], *tensors)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -114,9 +118,9 @@ def _setup_context(ctx, inputs, output):
 def _autograd(ctx, dy, _):
     total, *tensors = ctx.saved_tensors
     if dy is None:
-        return (None,) * 11
+        return (None,) * 12
     grads = _backward(dy.contiguous(), total, *tensors, ctx.eps, ctx.routes)
-    return *gradients.as_autograd(grads, tensors), None, None
+    return *gradients.as_autograd(grads, tensors), None, None, None
 
 
 _fused.register_autograd(_autograd, setup_context=_setup_context)

@@ -1,6 +1,6 @@
 """What follows the scan, in one pass: sum of the routes, layer normalisation and, where there is one, the gate.
 
-The forward pass reads every route's buffer once and keeps their sum; the backward pass needs the sum alone.
+The forward pass reads every route's buffer once and in training keeps their sum; the backward pass needs that alone.
 """
 
 import torch
@@ -16,9 +16,9 @@ _TILE = 2048
 @triton.jit(do_not_specialize=['rows'])
 def _normalise(
     p_routes, p_weight, p_bias, p_gate, p_sum, p_y, rows, eps,
-    K: tl.constexpr, D: tl.constexpr, GATED: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
+    K: tl.constexpr, D: tl.constexpr, GATED: tl.constexpr, KEEP: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """`routes (K, rows, D)` to their sum and its normalisation, `(rows, D)` each."""
+    """`routes (K, rows, D)` to their sum (only if KEEP) and its normalisation, `(rows, D)` each."""
     o_r = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
     o_d = tl.arange(0, BD)
     m_d = o_d < D
@@ -28,7 +28,8 @@ def _normalise(
     for _ in tl.static_range(K):
         total += tl.load(p_routes + offset, mask=mask, other=0.0).to(tl.float32)
         p_routes += tl.cast(rows, tl.int64) * D
-    tl.store(p_sum + offset, total.to(p_sum.dtype.element_ty), mask=mask)
+    if KEEP:
+        tl.store(p_sum + offset, total.to(p_sum.dtype.element_ty), mask=mask)
     mean = tl.sum(total, axis=1) / D
     centred = tl.where(m_d[None, :], total - mean[:, None], 0.0)
     scale = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / D + eps)
@@ -84,7 +85,7 @@ def _blocks(channels: int) -> dict:
     return dict(BD=block, BR=max(1, _TILE // block), num_warps=4)
 
 
-def normalise(routes, weight, bias, gate, eps, dtype):
+def normalise(routes, weight, bias, gate, eps, dtype, keep):
     """Sum and normalise.
 
     Args:
@@ -93,19 +94,21 @@ def normalise(routes, weight, bias, gate, eps, dtype):
         gate: as many numbers as the result, contiguous; or None.
         eps: added to the variance.
         dtype: of the result.
+        keep: whether to return the sum.
 
     Returns:
-        The sum in the dtype of the routes and the result, `(B, L, D)` each.
+        The sum in the dtype of the routes, or an empty tensor, and the result; `(B, L, D)` each.
     """
-    total, y = torch.empty_like(routes[0]), torch.empty_like(routes[0], dtype=dtype)
+    y = torch.empty_like(routes[0], dtype=dtype)
+    total = torch.empty_like(routes[0]) if keep else routes.new_empty(0)
     channels = routes.shape[-1]
     rows = y.numel() // channels
     if rows:
         blocks = _blocks(channels)
         with torch.cuda.device_of(routes):
             _normalise[(triton.cdiv(rows, blocks['BR']),)](
-                *(routes, weight, bias, y if gate is None else gate, total, y, rows, eps),
-                **dict(K=routes.shape[0], D=channels, GATED=gate is not None, **blocks),
+                *(routes, weight, bias, y if gate is None else gate, total if keep else y, y, rows, eps),
+                **dict(K=routes.shape[0], D=channels, GATED=gate is not None, KEEP=keep, **blocks),
             )
     return total, y
 

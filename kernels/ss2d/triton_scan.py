@@ -74,13 +74,15 @@ def _dense(*tensors):
     return [None if t is None else t.detach().contiguous() for t in tensors]
 
 
-def forward_norm(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, norm_weight, norm_bias, gate, eps, routes):
-    """`ss2d_norm`: its result in the dtype of x, and the routes' sum, which `backward_norm` wants."""
+def forward_norm(
+    x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, norm_weight, norm_bias, gate, eps, routes, trains
+):
+    """`ss2d_norm`: its result in the dtype of x and, if it `trains`, the routes' sum for `backward_norm`."""
     walks = walks_of(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, routes)
     buffers = scan(walks, route_dtype(x))
     norm_weight, norm_bias, gate = _dense(norm_weight, norm_bias, gate)
-    total, y = normalise(buffers, norm_weight, norm_bias, gate, eps, x.dtype)
-    return y.view(x.shape), total.view(x.shape)
+    total, y = normalise(buffers, norm_weight, norm_bias, gate, eps, x.dtype, trains)
+    return y.view(x.shape), total.view(x.shape) if trains else total
 
 
 def backward_norm(

@@ -24,9 +24,13 @@ FLOORS = {'ss2d': 7.1, 'pooled_scan': 8.0}
 
 GOALS = {'ss2d': 30.0, 'pooled_scan': 10.0}
 
-POOLS = {'mean': 'mean', 'max': 'max', 'none': None}
+ARCHS = {'ss2d': 'tiny_s1l8', 'pooled_scan': 'tiny'}
+"""The smallest."""
 
-_ARCHS = {'ss2d': 'tiny_s1l8', 'pooled_scan': 'tiny'}
+SIDES = {'ss2d': 56, 'pooled_scan': 64}
+"""Of the grids that an operator's first stage has in practice: images of 224 (classification) and 1024 (detection)."""
+
+POOLS = {'mean': 'mean', 'max': 'max', 'none': None}
 
 
 @dataclass
@@ -148,7 +152,7 @@ def _ss2d(arch, grid):
     rank = -(-spec['embed_dims'] // 16)
     arguments = ss2d_inputs(*grid, channels, spec['d_state'], rank, dtype=torch.bfloat16).values()
     norm = torch.ones(channels), torch.zeros(channels)
-    return lambda: forward_norm(*arguments, *norm, None, 1e-5, 'cross'), channels
+    return lambda: forward_norm(*arguments, *norm, None, 1e-5, 'cross', trains=False), channels
 
 
 def _pooled_scan(arch, grid, pool):
@@ -165,14 +169,15 @@ def _pooled_scan(arch, grid, pool):
 
 
 def traffic(
-    operator: str, arch: str | None, height: int, width: int, batch: int, pool: str, multiprocessors: int
+    operator: str, arch: str, height: int, width: int, batch: int, pool: str, multiprocessors: int
 ) -> list[dict]:
-    """Count a forward pass in bf16: `ss2d` with its norm, or `pooled_scan`, FastVim's mixer between its projections.
+    """Count an inference pass in bf16: `ss2d` with its norm, or `pooled_scan`, FastVim's mixer between its projections.
 
     Args:
         operator: 'ss2d' or 'pooled_scan'.
-        arch: whose sizes, a VMamba (its first stage) or a FastVim; None for the smallest.
-        height, width, batch: the grid.
+        arch: whose sizes, a VMamba (its first stage) or a FastVim.
+        height, width: the grid.
+        batch: images.
         pool: a key of `POOLS` (`pooled_scan` only).
         multiprocessors: of the GPU, which decides how finely the work is cut.
 
@@ -182,7 +187,7 @@ def traffic(
     Raises:
         RuntimeError: Triton's interpreter is not switched on.
     """
-    grid, arch = (batch, height, width), arch or _ARCHS[operator]
+    grid = batch, height, width
     run, channels = _ss2d(arch, grid) if operator == 'ss2d' else _pooled_scan(arch, grid, POOLS[pool])
     with counting(multiprocessors) as launches:
         run()

@@ -33,8 +33,8 @@ def aot_report():
 def test_no_size_of_an_image_is_compiled_in(aot_report):
     """Detection changes H and W in every batch: whatever depends on them must be an argument like any other."""
     sizes = {'B', 'L', 'H', 'W', 'T', 'chunks', 'rows', 'tiles', 'total', 'share', 'lines', 'size', 'step', 'line_step'}
-    pooled = aot_report.pooled_variants(384, 16, 12, 'bf16', 'sm_90')
-    for variant in (*aot_report.variants(96, 1, 6, 'bf16', 'sm_90'), *pooled):
+    groups = aot_report.shapes(('tiny_s1l8', 'fastvim_tiny'))
+    for variant in (v for group, shape in groups for v in aot_report.GROUPS[group](*shape, 'fp32', 'sm_90')):
         compiled_in = {p.name for p in variant.kernel.params if p.is_constexpr}
         free = {p.name for p in variant.kernel.params if p.do_not_specialize}
         numbers = {name for name in variant.types if not name.startswith('p_')}
@@ -55,7 +55,7 @@ def test_compiles_for_a_gpu_without_spilling(name, aot_report):
 @of_this_compiler
 @pytest.mark.parametrize('name', ['pool mean', 'gate', 'pool mean backward', 'gate backward'])
 def test_pooled_scan_compiles_for_a_gpu_without_spilling(name, aot_report):
-    variants = {v.name: v for v in aot_report.pooled_variants(384, 16, 12, 'bf16', 'sm_90')}
+    variants = {v.name: v for v in aot_report.pool_and_gate_variants(384, 'bf16', 'sm_90')}
     assert aot_report.measure(variants[name], 'sm_90')['spilled'] == 0
 
 
@@ -104,7 +104,7 @@ def test_another_size_of_image_compiles_nothing_new(launches):
         weight, norm = torch.ones(16, 1, 3, 3), [torch.ones(16), torch.zeros(16), None]
         triton_conv.forward(x, weight, None)
         triton_conv.backward(x, x, weight, None)
-        _, total = triton_scan.forward_norm(*scan.values(), *norm, 1e-5, 'cross')
+        _, total = triton_scan.forward_norm(*scan.values(), *norm, 1e-5, 'cross', trains=True)
         triton_scan.backward_norm(x, total, *scan.values(), *norm, 1e-5, 'cross')
 
     for size in ((3, 5), (5, 300), (300, 5), (200, 300)):

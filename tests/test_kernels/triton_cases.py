@@ -246,6 +246,17 @@ def test_norm_shapes(sizes):
     check_like_input(ss2d_norm, norm_inputs(True, **sizes), 2 * FLOAT32)
 
 
+def test_inference_keeps_no_sum_of_the_routes():
+    """As large as the result, it serves the backward pass alone."""
+    arguments = norm_inputs(True, batch=1, height=3, width=4)
+    expected = ss2d_norm(**{k: v.requires_grad_() for k, v in arguments.items()}, backend='triton')
+    with torch.no_grad():
+        assert torch.equal(ss2d_norm(**arguments, backend='triton'), expected)
+    y, total = torch.ops.mmvmamba.ss2d_norm(*(v.detach() for v in arguments.values()), 1e-5, 'cross', False)
+    assert torch.equal(y, expected)
+    assert total.numel() == 0
+
+
 def test_norm_of_a_cascade():
     check_like_input(ss2d_norm, norm_inputs(True, batch=1), FLOAT32, routes='cascade')
 
@@ -280,7 +291,9 @@ def test_custom_operators(gated):
     scan = [arguments[k] for k in ('x', 'x_proj_weight', 'dt_projs_weight', 'dt_projs_bias', 'As', 'Ds')]
     norm = [*scan, arguments['norm_weight'], arguments['norm_bias'], arguments.get('gate')]
     torch.library.opcheck(torch.ops.mmvmamba.ss2d.default, (*scan, 'cross', 'triton'))
-    torch.library.opcheck(torch.ops.mmvmamba.ss2d_norm.default, (*norm, 1e-5, 'cross'))
+    torch.library.opcheck(torch.ops.mmvmamba.ss2d_norm.default, (*norm, 1e-5, 'cross', True))
+    frozen = [None if t is None else t.detach() for t in norm]
+    torch.library.opcheck(torch.ops.mmvmamba.ss2d_norm.default, (*frozen, 1e-5, 'cross', False))
     weight = torch.randn(8, 1, 3, 3, device=DEVICE, requires_grad=True)
     bias = torch.randn(8, device=DEVICE, requires_grad=True) if gated else None
     torch.library.opcheck(torch.ops.mmvmamba.depthwise_conv_silu.default, (scan[0], weight, bias))
