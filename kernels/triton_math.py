@@ -178,13 +178,13 @@ def times_slope(gradient, u, SOFTPLUS: tl.constexpr, EXACT: tl.constexpr):
 @triton.jit
 def silu(x):
     """x times its sigmoid."""
-    return x * tl.sigmoid(x)
+    return x * sigmoid(x)
 
 
 @triton.jit
 def silu_slope(x):
     """Derivative of `silu`."""
-    s = tl.sigmoid(x)
+    s = sigmoid(x)
     return s + x * s * (1.0 - s)
 
 
@@ -291,3 +291,10 @@ def program(chunks, K: tl.constexpr, BLOCKS: tl.constexpr):
     i_k = (i // BLOCKS) % K
     i = i // (BLOCKS * K)
     return i_d, i % chunks, i_k, i // chunks
+
+
+@triton.jit
+def sigmoid(x):
+    """The reciprocal of 1 + exp(-x), as the square of a reciprocal root: a division takes four instructions more."""
+    root = tl.rsqrt(1.0 + tl.exp2(x * -LOG2E))
+    return root * root

@@ -11,6 +11,7 @@ and special functions per element and route. Exits with 1 if a kernel spills or 
 import argparse
 import collections
 import functools
+import itertools
 import json
 import os
 import re
@@ -198,12 +199,13 @@ def _pool_variants(D: int, dtype: str):
 def _gate_variants(D: int, dtype: str):
     half = dict.fromkeys(('p_xz', 'p_dxz', 'p_dy', 'p_y'), dtype)
     half['p_dtokens'] = 'bf16' if dtype == 'bf16' else 'fp32'
-    for pooled, norm in ((True, True), (True, False), (False, True), (False, False)):
-        name = f'gate{"" if pooled else " of all tokens"}{"" if norm else " without norm"}'
+    for tokens, norm in itertools.product((' of long lines', ' of short lines', ' of all tokens'), (True, False)):
+        name = f'gate{tokens}{"" if norm else " without norm"}'
+        pooled = tokens != ' of all tokens'
         tiling = triton_gate.tiling(D, pooled)
         options = {key: tiling.pop(key) for key in ('num_warps', 'num_stages')}
         elements = tiling['U'] * tiling['TILES'] * tiling['BD'] / 32 / options['num_warps']
-        shared = dict(D=D, KS=4, POOLED=pooled, NORM=norm)
+        shared = dict(D=D, KS=4, POOLED=pooled, NORM=norm, LONG=tokens == ' of long lines')
         for adjoint in (False, True) if norm else (False,):
             constants = dict(shared, ADJOINT=adjoint, **tiling)
             types = dict(_types(triton_gate._gate, constants, **half), eps='fp32')

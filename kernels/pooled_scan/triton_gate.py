@@ -41,11 +41,18 @@ SHORTEST_RUN, LONGEST_RUN = 32, 512
 def _read_ways(
     p_weight_forth, p_bias_forth, p_skip_forth, p_weight_back, p_bias_back, p_skip_back, o_d, m_d, KS: tl.constexpr
 ):
-    """Taps and skips of both directions."""
+    """Taps and half the skips of both directions."""
     taps_forth = read_taps(p_weight_forth, p_bias_forth, o_d, m_d, KS)
     taps_back = read_taps(p_weight_back, p_bias_back, o_d, m_d, KS)
-    skip_forth = tl.load(p_skip_forth + o_d, mask=m_d, other=0.0).to(tl.float32)
-    return taps_forth, taps_back, skip_forth, tl.load(p_skip_back + o_d, mask=m_d, other=0.0).to(tl.float32)
+    skip_forth = 0.5 * tl.load(p_skip_forth + o_d, mask=m_d, other=0.0).to(tl.float32)
+    return taps_forth, taps_back, skip_forth, 0.5 * tl.load(p_skip_back + o_d, mask=m_d, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _read_mean(p_scanned, line, o_d, mask, D: tl.constexpr):
+    """Mean of what both directions give a line."""
+    forth, back = read_line(p_scanned, line, o_d, mask, D)
+    return 0.5 * (forth + back)
 
 
 @triton.jit
@@ -58,16 +65,26 @@ def _read_norm(p_weight, p_bias, o_d, m_d):
 @triton.jit
 def _expand(
     expanded, u_forth, u_back, skip_forth, skip_back, p_scanned, t0, end, line, further, size, o_d, m_d,
-    D: tl.constexpr, U: tl.constexpr,
+    D: tl.constexpr, U: tl.constexpr, LONG: tl.constexpr,
 ):  # fmt: skip
-    """Mean of both directions at U tokens, and what the last one's line gives them all (`expanded` on the way in)."""
+    """Mean of both directions at U tokens, and what the last one's line gives them all (`expanded` on the way in).
+
+    LONG: lines are as long as a tile, so that at most one begins in it.
+    """
     y = skip_forth[None, :] * u_forth + skip_back[None, :] * u_back
-    for i_line in range(line, (tl.minimum(t0 + U, end) - 1) // size + 1):
-        new = i_line * size >= t0
-        forth, back = read_line(p_scanned, i_line, o_d, m_d & new, D)
-        expanded = tl.where(new, forth + back, expanded)
-        y += tl.where((further == i_line - line)[:, None], expanded[None, :], 0.0)
-    return 0.5 * y, expanded
+    if LONG:
+        place = t0 - line * size
+        begins = (place == 0) | (place + U > size)
+        i_line = line + (place != 0).to(tl.int32)
+        mean = _read_mean(p_scanned, i_line, o_d, m_d & begins & (i_line * size < end), D)
+        y += tl.where(((further > 0) | (place == 0))[:, None], mean[None, :], expanded[None, :])
+        expanded = tl.where(begins, mean, expanded)
+    else:
+        for i_line in range(line, (tl.minimum(t0 + U, end) - 1) // size + 1):
+            new = i_line * size >= t0
+            expanded = tl.where(new, _read_mean(p_scanned, i_line, o_d, m_d & new, D), expanded)
+            y += tl.where((further == i_line - line)[:, None], expanded[None, :], 0.0)
+    return y, expanded
 
 
 @triton.jit(do_not_specialize=['lines', 'size', 'step', 'line_step', 'T'])
@@ -76,7 +93,7 @@ def _gate(
     p_norm_weight, p_norm_bias, p_dy, p_y, p_moments,
     lines, size, step, line_step, T, eps,
     D: tl.constexpr, KS: tl.constexpr, POOLED: tl.constexpr, NORM: tl.constexpr, ADJOINT: tl.constexpr,
-    TILES: tl.constexpr, KEEP: tl.constexpr, BD: tl.constexpr, U: tl.constexpr,
+    LONG: tl.constexpr, TILES: tl.constexpr, KEEP: tl.constexpr, BD: tl.constexpr, U: tl.constexpr,
 ):  # fmt: skip
     """T tokens to `y (B, H, W, D)`.
 
@@ -106,7 +123,7 @@ def _gate(
     expanded = ()
     for c in tl.static_range(TILES):
         o = c * BD + tl.arange(0, BD)
-        m = o < D
+        m = (o < D) | (D == TILES * BD)
         o_d = o_d + (o,)
         m_d = m_d + (m,)
         if NORM and KEEP:
@@ -119,8 +136,7 @@ def _gate(
                     ),
                 )  # fmt: skip
             windows = windows + read_window(p_xz, begin, L, size, step, line_step, o, m, 2 * D, KS, U, BD)
-            forth, back = read_line(p_scanned, begin // size, o, m, D)
-            expanded = expanded + (forth + back,)
+            expanded = expanded + (_read_mean(p_scanned, begin // size, o, m, D),)
 
     for t0 in range(begin, end, U):
         t = t0 + tl.arange(0, U)
@@ -142,7 +158,7 @@ def _gate(
                 u_forth, u_back = convolve(window, taps_forth, taps_back, KS, U, BD)
                 tile, line_value = _expand(
                     expanded[c], silu(u_forth), silu(u_back), skip_forth, skip_back, p_scanned, t0, end, line,
-                    further, size, o_d[c], m_d[c], D, U,
+                    further, size, o_d[c], m_d[c], D, U, LONG,
                 )  # fmt: skip
                 next_windows = next_windows + keep(window, U, KEPT)
                 next_expanded = next_expanded + (line_value,)
@@ -155,24 +171,25 @@ def _gate(
         expanded = next_expanded
 
         if NORM:
-            mean = tl.zeros((U,), tl.float32)
+            # tiles are added before lanes exchange anything
+            total = tl.zeros((U, BD), tl.float32)
             for c in tl.static_range(TILES):
-                mean += tl.sum(tl.where(m_d[c][None, :], tiles[c], 0.0), axis=1)
-            mean = mean / D
-            variance = tl.zeros((U,), tl.float32)
+                total += tl.where(m_d[c][None, :], tiles[c], 0.0)
+            mean = tl.sum(total, axis=1) / D
+            squares = tl.zeros((U, BD), tl.float32)
             centred = ()
             for c in tl.static_range(TILES):
                 tile = tl.where(m_d[c][None, :], tiles[c] - mean[:, None], 0.0)
                 centred = centred + (tile,)
-                variance += tl.sum(tile * tile, axis=1)
-            scale = 1.0 / tl.sqrt(variance / D + eps)
+                squares += tile * tile
+            scale = 1.0 / tl.sqrt(tl.sum(squares, axis=1) / D + eps)
             tiles = ()
             for c in tl.static_range(TILES):
                 tiles = tiles + (centred[c] * scale[:, None],)
 
         if ADJOINT:
-            slope = tl.zeros((U,), tl.float32)
-            along = tl.zeros((U,), tl.float32)
+            slopes = tl.zeros((U, BD), tl.float32)
+            products = tl.zeros((U, BD), tl.float32)
         for c in tl.static_range(TILES):
             z = read_tile(p_xz + D, t0, end, size, step, line_step, o_d[c], m_d[c], 2 * D, U)
             tile = tiles[c]
@@ -184,8 +201,8 @@ def _gate(
             if ADJOINT:
                 dy = read_tile(p_dy, t0, end, size, step, line_step, o_d[c], m_d[c], D, U)
                 dnormed = dy * silu(z) * norm_weight[None, :]
-                slope += tl.sum(dnormed, axis=1)
-                along += tl.sum(dnormed * tile, axis=1)
+                slopes += dnormed
+                products += dnormed * tile
             else:
                 if NORM:
                     tile = tile * norm_weight[None, :] + norm_bias[None, :]
@@ -195,8 +212,8 @@ def _gate(
         if ADJOINT:
             tl.store(p_moments + pixels * 4, mean, mask=t < end)
             tl.store(p_moments + pixels * 4 + 1, scale, mask=t < end)
-            tl.store(p_moments + pixels * 4 + 2, slope / D, mask=t < end)
-            tl.store(p_moments + pixels * 4 + 3, along / D, mask=t < end)
+            tl.store(p_moments + pixels * 4 + 2, tl.sum(slopes, axis=1) / D, mask=t < end)
+            tl.store(p_moments + pixels * 4 + 3, tl.sum(products, axis=1) / D, mask=t < end)
 
 
 @triton.jit(do_not_specialize=['lines', 'size', 'step', 'line_step', 'T'])
@@ -204,7 +221,8 @@ def _gate_back(
     p_xz, p_scanned, p_weight_forth, p_bias_forth, p_skip_forth, p_weight_back, p_bias_back, p_skip_back,
     p_norm_weight, p_norm_bias, p_dy, p_moments, p_dxz, p_dtokens, p_dlines, p_dparameters,
     lines, size, step, line_step, T,
-    D: tl.constexpr, KS: tl.constexpr, POOLED: tl.constexpr, NORM: tl.constexpr, BD: tl.constexpr, U: tl.constexpr,
+    D: tl.constexpr, KS: tl.constexpr, POOLED: tl.constexpr, NORM: tl.constexpr, LONG: tl.constexpr, BD: tl.constexpr,
+    U: tl.constexpr,
 ):  # fmt: skip
     """T lines, from the gradient `dy (B, H, W, D)`: dz into the second half of `dxz (B, H, W, 2D)`.
 
@@ -258,7 +276,7 @@ def _gate_back(
             u_back = silu(u_back)
             y, expanded = _expand(
                 expanded, u_forth, u_back, skip_forth, skip_back, p_scanned, t0, end, line, further, size, o_d, m_d,
-                D, U,
+                D, U, LONG,
             )  # fmt: skip
         else:
             y = read_tile(p_scanned, t0, end, size, step, line_step, o_d, m_d, 2 * D, U)
@@ -353,12 +371,13 @@ def gate(xz, scanned, lines: Lines, forth, back, norm, pooled, eps, dy=None):
     if batch:
         part = min(LONGEST_RUN, max(SHORTEST_RUN, batch * tokens // (4 * multiprocessors(xz.device))))
         weight, bias = norm or (xz, xz)
+        tiles = tiling(channels, pooled)
         with torch.cuda.device_of(xz):
             _gate[(batch * triton.cdiv(tokens, part),)](
                 *(xz, scanned, *_parameters(forth, back), weight, bias, dy if adjoint else xz, result, result),
                 *(*lines, part, eps),
                 **dict(D=channels, KS=forth.conv_weight.shape[2], POOLED=pooled, NORM=norm is not None),
-                **dict(ADJOINT=adjoint, **tiling(channels, pooled)),
+                **dict(ADJOINT=adjoint, LONG=pooled and lines.size >= tiles['U'], **tiles),
             )
     return result
 
@@ -381,12 +400,13 @@ def gate_backward(dy, dxz, xz, scanned, lines: Lines, forth, back, norm, pooled,
     if batch:
         moments = xz if norm is None else gate(xz, scanned, lines, forth, back, norm, pooled, eps, dy)
         weight, bias = norm or (xz, xz)
+        tiles = tiling_back(xz.dtype == torch.bfloat16)
         with torch.cuda.device_of(xz):
             _gate_back[(batch * runs * blocks,)](
                 *(xz, scanned, *_parameters(forth, back), weight, bias, dy, moments, dxz, dtokens),
                 *(dlines if pooled else dtokens, dparameters, *lines, part),
                 **dict(D=channels, KS=forth.conv_weight.shape[2], POOLED=pooled, NORM=norm is not None),
-                **tiling_back(xz.dtype == torch.bfloat16),
+                **dict(LONG=pooled and lines.size >= tiles['U'], **tiles),
             )
     sums = dparameters.sum((0, 1))
     return (dtokens, dlines, sums) if pooled else (None, dtokens.view_as(scanned), sums)

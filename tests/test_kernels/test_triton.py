@@ -53,7 +53,9 @@ def test_compiles_for_a_gpu_without_spilling(name, aot_report):
 
 
 @of_this_compiler
-@pytest.mark.parametrize('name', ['pool mean', 'gate', 'pool mean backward', 'gate backward'])
+@pytest.mark.parametrize(
+    'name', ['pool mean', 'gate of long lines', 'pool mean backward', 'gate of long lines backward']
+)
 def test_pooled_scan_compiles_for_a_gpu_without_spilling(name, aot_report):
     variants = {v.name: v for v in aot_report.pool_and_gate_variants(384, 'bf16', 'sm_90')}
     assert aot_report.measure(variants[name], 'sm_90')['spilled'] == 0
