@@ -298,3 +298,21 @@ def sigmoid(x):
     """The reciprocal of 1 + exp(-x), as the square of a reciprocal root: a division takes four instructions more."""
     root = tl.rsqrt(1.0 + tl.exp2(x * -LOG2E))
     return root * root
+
+
+@triton.jit
+def keep(rows, START: tl.constexpr, COUNT: tl.constexpr):
+    """Part of a tuple of rows."""
+    kept = ()
+    for i in tl.static_range(COUNT):
+        kept = kept + (rows[START + i],)
+    return kept
+
+
+PROGRAMS_OF_RUNS = 16
+"""Programs a multiprocessor that work on runs of pixels with halos: longer runs read fewer halos and weights twice."""
+
+
+def share(count: int, programs: int, device: torch.device) -> int:
+    """How many of `count` items (times `programs`) a program takes, so that the machine is filled."""
+    return max(1, count * programs // (PROGRAMS_OF_RUNS * multiprocessors(device)))

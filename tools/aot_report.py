@@ -167,14 +167,15 @@ def norm_and_convolution_variants(D: int, dtype: str, target: str):
         ):
             types = dict(_types(kernel, dict(constants, **extra), **half), eps='fp32')
             yield Variant(f'{name}{" gated" * gated}', kernel, types, dict(constants, **extra), options, tile)
-    constants = dict(D=D, KS=3, BIAS=True, BP=triton_conv.BP, BD=triton_conv.BD)
+    block = triton_conv.block_of(D)
+    constants = dict(D=D, KS=3, BIAS=True, U=triton_conv.U, BD=block, VECTOR=block // 32)
     for name, kernel, extra in (
         ('convolution', triton_conv._convolve, dict(FORWARD=True)),
         ('convolution dx', triton_conv._convolve, dict(FORWARD=False, BIAS=False)),
-        ('convolution dz', triton_conv._differentiate, dict(BP=triton_conv.BP_BACK)),
+        ('convolution dz', triton_conv._differentiate, {}),
     ):
         chosen = dict(constants, **extra)
-        elements = chosen['BP'] * chosen['BD'] / 32
+        elements = triton_conv.U * block / 32
         yield Variant(name, kernel, _types(kernel, chosen, **half), chosen, dict(num_warps=1), elements)
 
 

@@ -1,5 +1,8 @@
 """Depthwise convolution, bias and SiLU in one pass over a channels-last grid, forward and backward.
 
+Lanes are channels. A program walks a run of pixels, row after row of the grid, and keeps what the neighbourhoods of a
+tile and of the next have in common in registers: of every k x k neighbourhood only the k pixels that are new are read.
+
 Backward recomputes the convolution: one kernel turns dy into the gradient before SiLU and sums weights and bias, one
 partial a program; the forward kernel with mirrored taps then gives dx. No atomics.
 """
@@ -8,88 +11,194 @@ import torch
 import triton
 import triton.language as tl
 
-from ..triton_math import multiprocessors, silu, silu_slope
+from ..triton_math import aligned, keep, load_tile, row_pointers, share, silu, silu_slope, store_tile
 
-BP, BP_BACK, BD = 16, 8, 64
-"""Pixels of a tile, forward and backward, and its channels."""
+U = 8
+"""Pixels of a tile."""
+
+SHORTEST_RUN = 64
+"""Pixels of a program: shorter runs would read more pixels and weights twice than they win."""
 
 
 @triton.jit
-def _tap(p_x, i_b, h, w, o_d, mask, H, W, D: tl.constexpr):
-    """One neighbour of every pixel of a tile, zero outside the grid."""
-    m = mask & ((h >= 0) & (h < H) & (w >= 0) & (w < W))[:, None]
-    offset = (h * W + w)[:, None] * D + o_d[None, :]
-    return tl.load(p_x + i_b.to(tl.int64) * H * W * D + offset, mask=m, other=0.0).to(tl.float32)
+def _read_rows(p_x, t0, L, m_d, D: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, VECTOR: tl.constexpr):
+    """The pixels t0 to t0 + U - 1 of an image as rows, zero where there is none."""
+    o_t = tl.arange(0, U)
+    mask = ((t0 + o_t).to(tl.uint32) < L.to(tl.uint32))[:, None] & m_d[None, :]  # below zero is far above L
+    return load_tile(row_pointers(p_x + t0 * D, o_t * D, VECTOR), mask, U, BD)
 
 
-@triton.jit(do_not_specialize=['H', 'W', 'tiles'])
+@triton.jit
+def _write_rows(p_y, t0, end, rows, m_d, D: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, VECTOR: tl.constexpr):
+    """The inverse of `_read_rows`."""
+    o_t = tl.arange(0, U)
+    mask = (t0 + o_t < end)[:, None] & m_d[None, :]
+    store_tile(row_pointers(p_y + t0 * D, o_t * D, VECTOR), rows, mask, U, BD)
+
+
+@triton.jit
+def _read_window(
+    p_x, t0, W, L, m_d, D: tl.constexpr, KS: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, VECTOR: tl.constexpr
+):
+    """What the neighbourhoods of pixel t0 and of the one before it have in common: KS - 1 pixels of KS lines."""
+    window = ()
+    for i in tl.static_range(KS):
+        first = t0 + (i - KS // 2) * W - KS // 2
+        end = tl.maximum(tl.minimum(L, first + KS - 1), 0)
+        for j in tl.static_range(tl.cdiv(KS - 1, U)):
+            rows = _read_rows(p_x, first + j * U, end, m_d, D, U, BD, VECTOR)
+            for k in tl.static_range(U):
+                if j * U + k < KS - 1:
+                    window = window + (rows[k],)
+    return window
+
+
+@triton.jit
+def _extend_window(
+    window, p_x, t0, W, L, m_d, D: tl.constexpr, KS: tl.constexpr, U: tl.constexpr, BD: tl.constexpr,
+    VECTOR: tl.constexpr,
+):  # fmt: skip
+    """The neighbourhoods of the U pixels from t0: U + KS - 1 pixels of KS lines."""
+    rows = ()
+    for i in tl.static_range(KS):
+        new = _read_rows(p_x, t0 + (i - KS // 2) * W + KS // 2, L, m_d, D, U, BD, VECTOR)
+        rows = rows + keep(window, i * (KS - 1), KS - 1) + new
+    return rows
+
+
+@triton.jit
+def _next_window(rows, KS: tl.constexpr, U: tl.constexpr):
+    """The window U pixels further."""
+    window = ()
+    for i in tl.static_range(KS):
+        window = window + keep(rows, i * (U + KS - 1) + U, KS - 1)
+    return window
+
+
+@triton.jit
+def _read_taps(p_weight, o_d, m_d, KS: tl.constexpr, MIRRORED: tl.constexpr):
+    taps = ()
+    for i in tl.static_range(KS * KS):
+        tap = KS * KS - 1 - i if MIRRORED else i
+        taps = taps + (tl.load(p_weight + o_d * (KS * KS) + tap, mask=m_d, other=0.0).to(tl.float32),)
+    return taps
+
+
+@triton.jit
+def _columns(t0, W, U: tl.constexpr):
+    """The columns of the grid in which U pixels lie."""
+    column = t0 % W
+    columns = ()
+    for _ in tl.static_range(U):
+        columns = columns + (column,)
+        column = tl.where(column + 1 == W, 0, column + 1)
+    return columns
+
+
+@triton.jit
+def _inside(column, i, W, KS: tl.constexpr):
+    """Whether column `i` of the neighbourhood of a pixel exists; lines outside the grid are read as zero."""
+    return column >= KS // 2 - i if i < KS // 2 else column < W - (i - KS // 2)
+
+
+@triton.jit
+def _convolve_rows(rows, taps, bias, columns, W, KS: tl.constexpr, U: tl.constexpr):
+    """The convolution at U pixels, as rows."""
+    zs = ()
+    for t in tl.static_range(U):
+        z = bias
+        for j in tl.static_range(KS):
+            part = rows[t + j] * taps[j]
+            for i in tl.static_range(1, KS):
+                part = tl.fma(rows[i * (U + KS - 1) + t + j], taps[i * KS + j], part)
+            z += part if j == KS // 2 else tl.where(_inside(columns[t], j, W, KS), part, 0.0)
+        zs = zs + (z,)
+    return zs
+
+
+@triton.jit(do_not_specialize=['H', 'W', 'T'])
 def _convolve(
-    p_x, p_weight, p_bias, p_y, H, W, tiles, D: tl.constexpr, KS: tl.constexpr, FORWARD: tl.constexpr,
-    BIAS: tl.constexpr, BP: tl.constexpr, BD: tl.constexpr,
+    p_x, p_weight, p_bias, p_y, H, W, T, D: tl.constexpr, KS: tl.constexpr, FORWARD: tl.constexpr,
+    BIAS: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """y = silu(conv(x) + bias), or with FORWARD unset the adjoint of the convolution alone."""
+    """T pixels: y = silu(conv(x) + bias), or with FORWARD unset the adjoint of the convolution alone."""
     BLOCKS: tl.constexpr = tl.cdiv(D, BD)
-    i = tl.program_id(0)
-    o_d = (i % BLOCKS) * BD + tl.arange(0, BD)
-    m_d = o_d < D
-    i_b = i // BLOCKS // tiles
-    o_p = (i // BLOCKS % tiles) * BP + tl.arange(0, BP)
-    mask = (o_p < H * W)[:, None] & m_d[None, :]
-    h = o_p // W
-    w = o_p - h * W
-    z = tl.zeros((BP, BD), tl.float32)
-    if BIAS:
-        z += tl.load(p_bias + o_d, mask=m_d, other=0.0).to(tl.float32)[None, :]
-    for tap in tl.static_range(KS * KS):
-        weight = tl.load(p_weight + o_d * (KS * KS) + tap, mask=m_d, other=0.0).to(tl.float32)
-        dh = tap // KS - KS // 2 if FORWARD else KS // 2 - tap // KS
-        dw = tap % KS - KS // 2 if FORWARD else KS // 2 - tap % KS
-        z += _tap(p_x, i_b, h + dh, w + dw, o_d, mask, H, W, D) * weight[None, :]
-    if FORWARD:
-        z = silu(z)
-    p_y += i_b.to(tl.int64) * H * W * D
-    tl.store(p_y + o_p[:, None] * D + o_d[None, :], z.to(p_y.dtype.element_ty), mask=mask)
-
-
-@triton.jit(do_not_specialize=['H', 'W', 'tiles', 'total', 'share'])
-def _differentiate(
-    p_dy, p_x, p_weight, p_bias, p_dz, p_dweight, p_dbias, H, W, tiles, total, share,
-    D: tl.constexpr, KS: tl.constexpr, BIAS: tl.constexpr, BP: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
-    """Write dz, and for a run of `share` of the `total` tiles `dweight (runs, k*k, D)` and `dbias (runs, D)`."""
-    BLOCKS: tl.constexpr = tl.cdiv(D, BD)
-    i_run = tl.program_id(0) // BLOCKS
-    o_d = (tl.program_id(0) % BLOCKS) * BD + tl.arange(0, BD)
-    m_d = o_d < D
+    o_d = tl.program_id(0) % BLOCKS * BD + tl.arange(0, BD)
+    m_d = (o_d < D) | (D % BD == 0)
+    L = H * W
+    runs = tl.cdiv(L, T)
+    i_run = tl.program_id(0) // BLOCKS % runs
+    image = (tl.program_id(0) // BLOCKS // runs).to(tl.int64) * L * D
+    p_x += image + o_d
+    p_y += image + o_d
+    taps = _read_taps(p_weight, o_d, m_d, KS, not FORWARD)
     bias = tl.zeros((BD,), tl.float32)
     if BIAS:
         bias = tl.load(p_bias + o_d, mask=m_d, other=0.0).to(tl.float32)
-    dbias = tl.zeros((BD,), tl.float32)
-    p_dweight += i_run * KS * KS * D + o_d
-    for tap in tl.static_range(KS * KS):
-        tl.store(p_dweight + tap * D, tl.zeros((BD,), tl.float32), mask=m_d)
-    tl.debug_barrier()
-    for i in range(i_run * share, tl.minimum(total, (i_run + 1) * share)):
-        i_b = i // tiles
-        o_p = (i % tiles) * BP + tl.arange(0, BP)
-        mask = (o_p < H * W)[:, None] & m_d[None, :]
-        h = o_p // W
-        w = o_p - h * W
-        z = tl.zeros((BP, BD), tl.float32) + bias[None, :]
-        for tap in tl.static_range(KS * KS):
-            weight = tl.load(p_weight + o_d * (KS * KS) + tap, mask=m_d, other=0.0).to(tl.float32)
-            x = _tap(p_x, i_b, h + (tap // KS - KS // 2), w + (tap % KS - KS // 2), o_d, mask, H, W, D)
-            z += x * weight[None, :]
-        offset = i_b.to(tl.int64) * H * W * D + o_p[:, None] * D + o_d[None, :]
-        dz = tl.load(p_dy + offset, mask=mask, other=0.0).to(tl.float32) * silu_slope(z)
-        tl.store(p_dz + offset, dz.to(p_dz.dtype.element_ty), mask=mask)
-        dbias += tl.sum(dz, axis=0)
-        for tap in tl.static_range(KS * KS):  # read again, and sums in memory: all taps at once are too many registers
-            x = _tap(p_x, i_b, h + (tap // KS - KS // 2), w + (tap % KS - KS // 2), o_d, mask, H, W, D)
-            dweight = tl.load(p_dweight + tap * D, mask=m_d, other=0.0) + tl.sum(dz * x, axis=0)
-            tl.store(p_dweight + tap * D, dweight, mask=m_d)
-        tl.debug_barrier()
-    tl.store(p_dbias + i_run * D + o_d, dbias, mask=m_d)
+    begin = i_run * T
+    end = tl.minimum(L, begin + T)
+    window = _read_window(p_x, begin, W, L, m_d, D, KS, U, BD, VECTOR)
+    for t0 in range(begin, end, U):
+        rows = _extend_window(window, p_x, t0, W, L, m_d, D, KS, U, BD, VECTOR)
+        window = _next_window(rows, KS, U)
+        ys = _convolve_rows(rows, taps, bias, _columns(t0, W, U), W, KS, U)
+        if FORWARD:
+            activated = ()
+            for i in tl.static_range(U):
+                activated = activated + (silu(ys[i]),)
+            ys = activated
+        _write_rows(p_y, t0, end, ys, m_d, D, U, BD, VECTOR)
+
+
+@triton.jit(do_not_specialize=['H', 'W', 'T'])
+def _differentiate(
+    p_dy, p_x, p_weight, p_bias, p_dz, p_sums, H, W, T, D: tl.constexpr, KS: tl.constexpr, BIAS: tl.constexpr,
+    U: tl.constexpr, BD: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """T pixels: dz, and `sums (B, runs, KS * KS + 1, D)`, the gradients of the taps and, last, of the bias."""
+    BLOCKS: tl.constexpr = tl.cdiv(D, BD)
+    o_d = tl.program_id(0) % BLOCKS * BD + tl.arange(0, BD)
+    m_d = (o_d < D) | (D % BD == 0)
+    L = H * W
+    runs = tl.cdiv(L, T)
+    i_run = tl.program_id(0) // BLOCKS % runs
+    image = (tl.program_id(0) // BLOCKS // runs).to(tl.int64) * L * D
+    p_x += image + o_d
+    p_dy += image + o_d
+    p_dz += image + o_d
+    taps = _read_taps(p_weight, o_d, m_d, KS, False)
+    zero = tl.zeros((BD,), tl.float32)
+    bias = zero
+    if BIAS:
+        bias = tl.load(p_bias + o_d, mask=m_d, other=0.0).to(tl.float32)
+    begin = i_run * T
+    end = tl.minimum(L, begin + T)
+    window = _read_window(p_x, begin, W, L, m_d, D, KS, U, BD, VECTOR)
+    sums = (zero,)
+    for _ in tl.static_range(KS * KS):
+        sums = sums + (zero,)
+    for t0 in range(begin, end, U):
+        rows = _extend_window(window, p_x, t0, W, L, m_d, D, KS, U, BD, VECTOR)
+        window = _next_window(rows, KS, U)
+        columns = _columns(t0, W, U)
+        zs = _convolve_rows(rows, taps, bias, columns, W, KS, U)
+        dys = _read_rows(p_dy, t0, end, m_d, D, U, BD, VECTOR)  # zero past the end: adds nothing
+        dzs = ()
+        for t in tl.static_range(U):
+            dz = dys[t] * silu_slope(zs[t])
+            dzs = dzs + (dz,)
+            parts = ()
+            for j in tl.static_range(KS):
+                parts = parts + (dz if j == KS // 2 else tl.where(_inside(columns[t], j, W, KS), dz, 0.0),)
+            next_sums = ()
+            for i in tl.static_range(KS * KS):
+                row = rows[i // KS * (U + KS - 1) + t + i % KS]
+                next_sums = next_sums + (tl.fma(parts[i % KS], row, sums[i]),)
+            sums = next_sums + (sums[KS * KS] + dz,)
+        _write_rows(p_dz, t0, end, dzs, m_d, D, U, BD, VECTOR)
+    p_sums += tl.program_id(0).to(tl.int64) // BLOCKS * ((KS * KS + 1) * D) + o_d
+    for i in tl.static_range(KS * KS + 1):
+        tl.store(p_sums + i * D, sums[i], mask=m_d)
 
 
 def _check_size(x) -> None:
@@ -100,17 +209,30 @@ def _check_size(x) -> None:
         )
 
 
+def block_of(channels: int) -> int:
+    """Channels of a program, one warp: none of its lanes is wasted."""
+    return 64 if channels % 64 == 0 else 32
+
+
+def _cut(x) -> tuple[int, int, dict]:
+    """How many pixels a program takes, how many programs that makes of an image, and constants."""
+    batch, height, width, channels = x.shape
+    block = block_of(channels)
+    part = share(height * width, batch * triton.cdiv(channels, block), x.device)
+    part = U * triton.cdiv(max(part, SHORTEST_RUN), U)
+    return part, triton.cdiv(height * width, part), dict(D=channels, U=U, BD=block, VECTOR=block // 32, num_warps=1)
+
+
 def _run(x, weight, bias, forward):
     batch, height, width, channels = x.shape
     y = torch.empty_like(x)
     if batch:
         _check_size(x)
-        tiles = triton.cdiv(height * width, BP)
+        part, runs, shared = _cut(x)
         with torch.cuda.device_of(x):
-            _convolve[(batch * tiles * triton.cdiv(channels, BD),)](
-                *(x, weight, weight if bias is None else bias, y, height, width, tiles),
-                **dict(D=channels, KS=weight.shape[-1], FORWARD=forward, BIAS=bias is not None and forward),
-                **dict(BP=BP, BD=BD, num_warps=1),
+            _convolve[(batch * runs * triton.cdiv(channels, shared['BD']),)](
+                *(x, weight, weight if bias is None else bias, y, height, width, part),
+                **dict(KS=weight.shape[-1], FORWARD=forward, BIAS=bias is not None and forward, **shared),
             )
     return y
 
@@ -118,28 +240,26 @@ def _run(x, weight, bias, forward):
 def forward(x, weight, bias):
     """See `mmvmamba.kernels.depthwise_conv_silu`; the result has the dtype of x."""
     bias = None if bias is None else bias.contiguous()
-    return _run(x.contiguous(), weight.contiguous(), bias, forward=True)
+    return _run(aligned(x), weight.contiguous(), bias, forward=True)
 
 
 def backward(dy, x, weight, bias):
     """Gradients in the order of `forward`'s tensors; that of an absent bias is empty."""
-    dy, x, weight, bias = (None if t is None else t.contiguous() for t in (dy, x, weight, bias))
+    dy, x = aligned(dy), aligned(x)
+    weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
     batch, height, width, channels = x.shape
-    size, blocks = weight.shape[-1], triton.cdiv(channels, BD)
-    tiles = triton.cdiv(height * width, BP_BACK)
-    total = batch * tiles
-    runs = max(1, min(total, 16 * multiprocessors(x.device) // blocks))
+    size = weight.shape[-1]
+    part, runs, shared = _cut(x)
     dz = torch.empty_like(x)
-    dweight = x.new_zeros((runs, size * size, channels), dtype=torch.float32)
-    dbias = x.new_zeros((runs, channels), dtype=torch.float32)
+    sums = x.new_empty((batch, runs, size * size + 1, channels), dtype=torch.float32)
     if batch:
         _check_size(x)
         with torch.cuda.device_of(x):
-            _differentiate[(runs * blocks,)](
-                *(dy, x, weight, weight if bias is None else bias, dz, dweight, dbias),
-                *(height, width, tiles, total, triton.cdiv(total, runs)),
-                **dict(D=channels, KS=size, BIAS=bias is not None, BP=BP_BACK, BD=BD, num_warps=1),
+            _differentiate[(batch * runs * triton.cdiv(channels, shared['BD']),)](
+                *(dy, x, weight, weight if bias is None else bias, dz, sums, height, width, part),
+                **dict(KS=size, BIAS=bias is not None, **shared),
             )
     dx = _run(dz, weight, None, forward=False)
-    dweight = dweight.sum(0).T.reshape(weight.shape)
-    return dx, dweight, dbias.new_empty(0) if bias is None else dbias.sum(0)
+    sums = sums.sum((0, 1))
+    dweight = sums[:-1].T.reshape(weight.shape)
+    return dx, dweight, sums.new_empty(0) if bias is None else sums[-1].clone()

@@ -9,12 +9,11 @@ import torch
 import triton
 import triton.language as tl
 
-from ..triton_math import multiprocessors, silu, silu_slope
+from ..triton_math import keep, multiprocessors, share, silu, silu_slope
 from .triton_lines import (
     Lines,
     convolve,
     extend_window,
-    keep,
     locate,
     read_line,
     read_taps,
@@ -22,7 +21,6 @@ from .triton_lines import (
     read_window,
     write_line,
 )
-from .triton_pool import share
 
 TILES = 5
 """Most tiles of channels of a program that holds them all."""

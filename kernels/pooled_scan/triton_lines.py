@@ -96,15 +96,6 @@ def extend_window(
 
 
 @triton.jit
-def keep(rows, START: tl.constexpr, COUNT: tl.constexpr):
-    """Part of a tuple of rows."""
-    kept = ()
-    for i in tl.static_range(COUNT):
-        kept = kept + (rows[START + i],)
-    return kept
-
-
-@triton.jit
 def convolve(window, taps_forth, taps_back, KS: tl.constexpr, U: tl.constexpr, BD: tl.constexpr):
     """Both causal convolutions of the U tokens of a window: one ends at a token, the other begins there.
 

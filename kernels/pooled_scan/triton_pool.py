@@ -4,12 +4,11 @@ import torch
 import triton
 import triton.language as tl
 
-from ..triton_math import BT, from_rows, multiprocessors, silu, silu_slope, to_rows
+from ..triton_math import BT, from_rows, keep, share, silu, silu_slope, to_rows
 from .triton_lines import (
     Lines,
     convolve,
     extend_window,
-    keep,
     locate,
     read_line,
     read_taps,
@@ -20,9 +19,6 @@ from .triton_lines import (
 
 BYTES = 128
 """Of a token that a program, one warp, works on: a line of the cache."""
-
-PROGRAMS_PER_MULTIPROCESSOR = 16
-"""A program takes as many tokens as leave this many programs: halos and weights are read once a program."""
 
 POOLINGS = {None: 0, 'mean': 1, 'max': 2}
 _NONE, _MEAN, _MAX = (tl.constexpr(value) for value in POOLINGS.values())
@@ -250,12 +246,6 @@ def tiling(size: int) -> dict:
 def tiling_back(size: int, pool: str | None) -> dict:
     """As `tiling`, for the adjoint. The maxima take registers: with more channels float16 would spill."""
     return dict(BD=32, U=BT) if size == 2 and pool == 'max' else dict(BD=BYTES // size, U=8)
-
-
-def share(count: int, programs: int, device: torch.device) -> int:
-    """How many of `count` items (times `programs`) a program takes."""
-    wanted = PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(device)
-    return max(1, count * programs // wanted)
 
 
 def pool(xz, lines: Lines, forth, back, pool, scaling, ties=False):

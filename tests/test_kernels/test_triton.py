@@ -64,9 +64,8 @@ def test_pooled_scan_compiles_for_a_gpu_without_spilling(name, aot_report):
 @pytest.fixture
 def launches(monkeypatch):
     """Keys under which Triton would look for a compiled kernel on an H200, as a set that launches fill; none runs."""
-    from mmvmamba.kernels import triton_fwd
-    from mmvmamba.kernels.depthwise_conv import triton_conv
-    from mmvmamba.kernels.pooled_scan import triton_gate, triton_pool
+    from mmvmamba.kernels import triton_fwd, triton_math
+    from mmvmamba.kernels.pooled_scan import triton_gate
     from mmvmamba.kernels.ss2d import triton_norm
     from triton.backends.compiler import GPUTarget
 
@@ -83,7 +82,7 @@ def launches(monkeypatch):
             return GPUTarget('cuda', 90, 32)
 
     monkeypatch.setattr(triton.runtime.driver, '_active', Driver())
-    for module in (triton_fwd, triton_norm, triton_conv, triton_gate, triton_pool):
+    for module in (triton_math, triton_fwd, triton_norm, triton_gate):
         monkeypatch.setattr(module, 'multiprocessors', lambda device: 132)
     keys = set()
 

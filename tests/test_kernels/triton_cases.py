@@ -264,8 +264,8 @@ def test_norm_of_a_cascade():
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
     'shape',
-    [(2, 5, 7, 8), (1, 1, 9, 3), (1, 9, 1, 70), (0, 4, 4, 8), (1, 4, 4, 16)],
-    ids=str,
+    [(2, 5, 7, 8), (1, 1, 9, 3), (1, 9, 1, 70), (0, 4, 4, 8), (1, 4, 4, 64), (1, 11, 13, 4)],
+    ids=['primes', 'one_row', 'one_column', 'batch0', 'two_channels_a_lane', 'three_runs'],
 )
 def test_depthwise_convolution(shape, dtype):
     channels = shape[-1]

@@ -12,7 +12,7 @@ from mmvmamba.kernels.testing import (
 )
 from triton_runs import DEVICE, FLOAT32, INTERPRETED, MARKS, TOLERANCES
 
-triton_pool = pytest.importorskip('mmvmamba.kernels.pooled_scan.triton_pool')
+triton_math = pytest.importorskip('mmvmamba.kernels.triton_math')
 triton_gate = pytest.importorskip('mmvmamba.kernels.pooled_scan.triton_gate')
 
 AXES = ['row', 'column']
@@ -25,7 +25,7 @@ pytestmark = MARKS
 def few_operations(request, monkeypatch):
     """The interpreter pays for programs and tiles rather than for numbers; `as_on_a_gpu` is for the sizes there."""
     if INTERPRETED and 'as_on_a_gpu' not in request.node.name:
-        monkeypatch.setattr(triton_pool, 'PROGRAMS_PER_MULTIPROCESSOR', 4)
+        monkeypatch.setattr(triton_math, 'PROGRAMS_OF_RUNS', 4)
         monkeypatch.setattr(triton_gate, 'U', 16)
 
 
@@ -154,7 +154,7 @@ def test_runs_are_bit_identical(pool):
 
 
 def test_many_programs(monkeypatch):
-    monkeypatch.setattr(triton_pool, 'PROGRAMS_PER_MULTIPROCESSOR', 1 << 20)
+    monkeypatch.setattr(triton_math, 'PROGRAMS_OF_RUNS', 1 << 20)
     monkeypatch.setattr(triton_gate, 'SHORTEST_RUN', 8)
     check(inputs(batch=1, height=4, width=5, channels=4))
 
