@@ -217,7 +217,7 @@ def _scan_tile(
         uxs = ()
         for i in tl.static_range(BT):
             ys = ys + (skip * xs[i],)
-            uxs = uxs + (u[i] * xs[i],)
+            uxs = uxs + (u[i] * xs[i] * LN2,)
         m_later = (m_d & (t0 > begin)) != 0
         m_enters = m_d if STARTS else m_later
         m_leaves = m_d if SUMMARY else (m_d & (t0 + BT < end)) != 0
@@ -233,7 +233,7 @@ def _scan_tile(
             Bs, Cs = pair_rows(p_projected + (R + n), pixel * KC, N, BT, BD)
             for i in tl.static_range(BT):
                 a = tl.exp2(A_n * u[i])
-                state = a * state + uxs[i] * (Bs[i] * LN2)
+                state = a * state + uxs[i] * Bs[i]
                 if OUTPUT:
                     sums = sums + (ys[i] + Cs[i] * state,)
                 if ADJOINTS:
