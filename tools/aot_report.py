@@ -211,11 +211,11 @@ def _gate_variants(D: int, dtype: str):
             constants = dict(shared, ADJOINT=adjoint, **tiling)
             types = dict(_types(triton_gate._gate, constants, **half), eps='fp32')
             yield Variant(name + ' moments' * adjoint, triton_gate._gate, types, constants, options, elements)
-        constants = dict(shared, **triton_gate.tiling_back(dtype == 'bf16'))
-        options = {key: constants.pop(key) for key in ('num_warps', 'num_stages')}
+        constants = dict(shared, BD=triton_gate.BLOCK, U=triton_gate.U_BACK)
         types = _types(triton_gate._gate_back, constants, **half)
         size = constants['U'] * constants['BD'] / 32
-        yield Variant(f'{name} backward', triton_gate._gate_back, types, constants, options, size)
+        alone = dict(num_warps=1, num_stages=1)
+        yield Variant(f'{name} backward', triton_gate._gate_back, types, constants, alone, size)
 
 
 def pool_and_gate_variants(D: int, dtype: str, target: str):

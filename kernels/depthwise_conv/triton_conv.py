@@ -45,7 +45,7 @@ def _read_window(
     for i in tl.static_range(KS):
         first = t0 + (i - KS // 2) * W - KS // 2
         end = tl.maximum(tl.minimum(L, first + KS - 1), 0)
-        for j in tl.static_range(tl.cdiv(KS - 1, U)):
+        for j in tl.static_range((KS - 2 + U) // U):
             rows = _read_rows(p_x, first + j * U, end, m_d, D, U, BD, VECTOR)
             for k in tl.static_range(U):
                 if j * U + k < KS - 1:

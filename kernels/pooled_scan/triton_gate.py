@@ -28,8 +28,8 @@ TILES = 5
 U = 4
 """Tokens of such a program's tiles."""
 
-BLOCK = 32
-"""Channels of the other programs."""
+BLOCK, U_BACK = 64, 8
+"""Channels of the other programs, one warp each, and tokens of their tiles."""
 
 SHORTEST_RUN, LONGEST_RUN = 32, 512
 """Tokens of such a program: shorter runs would read more weights than tokens."""
@@ -332,11 +332,6 @@ def tiling(channels: int, pooled: bool) -> dict:
     return dict(TILES=tiles, BD=sizes[tiles], KEEP=fits, U=U if fits else 1, num_warps=warps, num_stages=1)
 
 
-def tiling_back(brief: bool) -> dict:
-    """Tiles of the other programs, one warp each; more tokens of float32 or float16 would spill."""
-    return dict(BD=BLOCK, U=16 if brief else 8, num_warps=1, num_stages=1)
-
-
 def _parameters(forth, back):
     return (
         *(forth.conv_weight, forth.conv_bias, forth.Ds),
@@ -398,13 +393,12 @@ def gate_backward(dy, dxz, xz, scanned, lines: Lines, forth, back, norm, pooled,
     if batch:
         moments = xz if norm is None else gate(xz, scanned, lines, forth, back, norm, pooled, eps, dy)
         weight, bias = norm or (xz, xz)
-        tiles = tiling_back(xz.dtype == torch.bfloat16)
         with torch.cuda.device_of(xz):
             _gate_back[(batch * runs * blocks,)](
                 *(xz, scanned, *_parameters(forth, back), weight, bias, dy, moments, dxz, dtokens),
                 *(dlines if pooled else dtokens, dparameters, *lines, part),
                 **dict(D=channels, KS=forth.conv_weight.shape[2], POOLED=pooled, NORM=norm is not None),
-                **dict(LONG=pooled and lines.size >= tiles['U'], **tiles),
+                **dict(LONG=pooled and lines.size >= U_BACK, BD=BLOCK, U=U_BACK, num_warps=1, num_stages=1),
             )
     sums = dparameters.sum((0, 1))
     return (dtokens, dlines, sums) if pooled else (None, dtokens.view_as(scanned), sums)

@@ -75,7 +75,7 @@ def read_window(
 ):  # fmt: skip
     """The rows that the convolutions of token t0 and of the one before it have in common."""
     window = ()
-    for i in tl.static_range(tl.cdiv(2 * KS - 2, U)):
+    for i in tl.static_range((2 * KS - 3 + U) // U):
         first = t0 - (KS - 1) + i * U
         rows = to_rows(
             read_tile(p_x, first, tl.minimum(L, t0 + KS - 1), size, step, line_step, o_d, m_d, WIDTH, U), U, BD
