@@ -95,10 +95,11 @@ set +m
 
 # --- tests ------------------------------------------------------------------------------------------------------------
 spread=()
-"$python" -c 'import xdist' 2>/dev/null && spread=(-n "$(($(nproc) < 10 ? $(nproc) : 10))")
+"$python" -c 'import xdist' 2>/dev/null && spread=(-n "$(($(nproc) < 14 ? $(nproc) : 14))")
+limits=([1]=330 [2]=120)  # the first one compiles some hundred variants
 for run in 1 2; do
     say "tests, run $run"
-    within 240 "$python" -m pytest -q -p no:cacheprovider --show-capture=no --junitxml "$work/tests$run.xml" \
+    within "${limits[run]}" "$python" -m pytest -q -p no:cacheprovider --show-capture=no --junitxml "$work/tests$run.xml" \
         "${spread[@]}" tests/test_kernels/triton*_cases.py >>"$out/log.txt" 2>&1 \
         || die "tests, run $run: failed or out of time, see log.txt; nothing is measured"
 done

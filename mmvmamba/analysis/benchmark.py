@@ -14,7 +14,7 @@ from mmvmamba.models import FastVim, VMamba
 from mmvmamba.models.layers import ss2d as ss2d_layer
 
 from .memory import peak_memory
-from .timing import Times, interleaved
+from .timing import Times, failures, interleaved
 
 
 def swin_t() -> nn.Module:
@@ -228,8 +228,8 @@ def _measured(candidates, repeat: int, device: str) -> dict[str, tuple[Times | s
         try:
             candidate()
             memory[name] = peak_memory(candidate)
-        except RuntimeError as error:  # of PyTorch: too little memory; of ours: the backend asked for cannot run
-            failed[name] = str(error).splitlines()[0]
+        except failures() as error:  # too little memory, or the backend asked for cannot run
+            failed[name] = f'{type(error).__name__}: {error}'.splitlines()[0]
     times = interleaved({name: candidates[name] for name in memory}, repeat, device)
     return {name: (times[name], memory[name]) if name in times else (failed[name], 0) for name in candidates}
 
@@ -295,7 +295,7 @@ def pooled(repeat: int, sides: list[int], backend: str, archs: list[str], amp: b
         plot: picture to write.
 
     Returns:
-        A row per arch and side.
+        A row per arch and side; a network that cannot run says why.
     """
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     rows, ratios = [], {arch: [] for arch in archs}
@@ -309,10 +309,12 @@ def pooled(repeat: int, sides: list[int], backend: str, archs: list[str], amp: b
             candidates = {
                 name: functools.partial(_run, network, image, False, amp) for name, network in networks.items()
             }
-            times = interleaved(candidates, repeat, device)
-            ratios[arch].append(times['pool=None'].p50 / times['pooled'].p50)
-            row = {'FastVim': arch, 'side': side} | {f'{name} s': f'{times[name].p50:.4f}' for name in kinds}
-            rows.append(row | {'pool=None / pooled': f'{ratios[arch][-1]:.2f}'})
+            times = {name: t for name, (t, _) in _measured(candidates, repeat, device).items()}
+            seconds = {name: t.p50 if isinstance(t, Times) else math.nan for name, t in times.items()}
+            ratios[arch].append(seconds['pool=None'] / seconds['pooled'])
+            row = {'FastVim': arch, 'side': side} | {f'{name} s': f'{seconds[name]:.4f}' for name in kinds}
+            note = '; '.join(f'{name}: {t}' for name, t in times.items() if isinstance(t, str))
+            rows.append(row | {'pool=None / pooled': f'{ratios[arch][-1]:.2f}', 'note': note})
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 3.6), layout='constrained')

@@ -11,7 +11,7 @@ from mmvmamba.models.backbones.vmamba import ARCHS
 
 from . import unfused
 from .memory import peak_memory
-from .timing import Times, interleaved
+from .timing import Times, failures, interleaved
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 _UNFUSED = 'unfused PyTorch'
@@ -155,7 +155,7 @@ def _time(candidates, blocks: int, totals: dict[str, _Total], repeat: int, devic
             function()
             memory[name] = peak_memory(function)
             ready[name], notes[name] = _captured(function) if device == 'cuda' else (function, 'calls')
-        except RuntimeError as error:  # of PyTorch, its compiler or a peer: too little memory, no C++ compiler
+        except failures() as error:  # too little memory, no C++ compiler
             total.fail(f'{type(error).__name__}: {error}'.splitlines()[0])
     for name, times in interleaved(ready, repeat, device, warm=device == 'cpu').items():
         totals[name].add(blocks, times, memory[name], notes[name])

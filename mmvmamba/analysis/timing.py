@@ -12,6 +12,15 @@ import torch
 from .record import clocks, commit, sources
 
 
+def failures() -> tuple[type[Exception], ...]:
+    """By what a candidate may fail and leave the others to be measured: errors of PyTorch, ours, Triton's compiler."""
+    try:
+        from triton.errors import TritonError
+    except ImportError:
+        return (RuntimeError,)
+    return RuntimeError, TritonError
+
+
 @dataclass(frozen=True)
 class Times:
     """Seconds of one candidate: the 20th, 50th and 80th percentile of its repetitions."""
