@@ -4,10 +4,12 @@
 #   tools/compat_check.sh                                  the pinned set
 #   TORCH=2.4.1 tools/compat_check.sh                      the oldest PyTorch, without the toolboxes
 #   TORCH=newest PYTHON=python3.12 tools/compat_check.sh
+#   TORCH=2.11.0 TRITON=3.6.0 PYTHON=python3.12 tools/compat_check.sh
 #   TORCH=2.4.1 MMCV=2.2.0 FAMILY=openmmlab tools/compat_check.sh
 #
 # PYTHON   interpreter (default python3)
 # TORCH    a version, 'newest', or 'pinned' (default), which is the one of tools/constraints.txt
+# TRITON   a version (default: what torch brings, which on the CPU may be none)
 # FAMILY   none (operators and backbones alone; default unless TORCH is pinned), onedl, or openmmlab (the originals)
 # MMCV     version of mmcv to install with a family (default: newest). It is compiled: half an hour on two cores.
 # INDEX    index of PyTorch wheels (default: the CPU ones)
@@ -25,7 +27,7 @@ log=$folder/log
 row() {
     printf '| %s | %s | %s | %s | %s |\n' "$("$folder/venv/bin/python" -V 2>&1 | cut -d' ' -f2)" \
         "$("$folder/venv/bin/python" -c 'import torch; print(torch.__version__)' 2>/dev/null || echo "$torch")" \
-        "$family${MMCV:+ (mmcv $MMCV)}" "$1" "$2"
+        "$family${MMCV:+ (mmcv $MMCV)}${TRITON:+, triton $TRITON}" "$1" "$2"
 }
 step() {
     echo "compat_check: $1" >&2
@@ -72,6 +74,7 @@ case $family in
         exit 2
         ;;
 esac
+[ -z "${TRITON:-}" ] || step "triton $TRITON" pip --no-deps "triton==$TRITON"
 # a copy, so that nothing of this checkout is touched or found by accident
 mkdir "$folder/source"
 git ls-files -co --exclude-standard -z | xargs -0 cp -P --parents -t "$folder/source"
