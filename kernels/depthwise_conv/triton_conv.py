@@ -21,6 +21,20 @@ SHORTEST_RUN = 64
 
 
 @triton.jit
+def _place(H, W, T, D: tl.constexpr, BD: tl.constexpr):
+    """A program's run of T pixels among all, pixels of an image, the run's first and end; offset of the image's
+    channels, the channels and their mask.
+    """
+    BLOCKS: tl.constexpr = tl.cdiv(D, BD)
+    o_d = tl.program_id(0) % BLOCKS * BD + tl.arange(0, BD)
+    L = H * W
+    run = (tl.program_id(0) // BLOCKS).to(tl.int64)
+    runs = tl.cdiv(L, T)
+    begin = (run % runs).to(tl.int32) * T
+    return run, L, begin, tl.minimum(L, begin + T), run // runs * L * D + o_d, o_d, (o_d < D) | (D % BD == 0)
+
+
+@triton.jit
 def _read_rows(p_x, t0, L, m_d, D: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, VECTOR: tl.constexpr):
     """The pixels t0 to t0 + U - 1 of an image as rows, zero where there is none."""
     o_t = tl.arange(0, U)
@@ -85,6 +99,14 @@ def _read_taps(p_weight, o_d, m_d, KS: tl.constexpr, MIRRORED: tl.constexpr):
 
 
 @triton.jit
+def _read_bias(p_bias, o_d, m_d, BIAS: tl.constexpr, BD: tl.constexpr):
+    bias = tl.zeros((BD,), tl.float32)
+    if BIAS:
+        bias = tl.load(p_bias + o_d, mask=m_d, other=0.0).to(tl.float32)
+    return bias
+
+
+@triton.jit
 def _columns(t0, W, U: tl.constexpr):
     """The columns of the grid in which U pixels lie."""
     column = t0 % W
@@ -122,21 +144,11 @@ def _convolve(
     BIAS: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """T pixels: y = silu(conv(x) + bias), or with FORWARD unset the adjoint of the convolution alone."""
-    BLOCKS: tl.constexpr = tl.cdiv(D, BD)
-    o_d = tl.program_id(0) % BLOCKS * BD + tl.arange(0, BD)
-    m_d = (o_d < D) | (D % BD == 0)
-    L = H * W
-    runs = tl.cdiv(L, T)
-    i_run = tl.program_id(0) // BLOCKS % runs
-    image = (tl.program_id(0) // BLOCKS // runs).to(tl.int64) * L * D
-    p_x += image + o_d
-    p_y += image + o_d
+    _run, L, begin, end, o_x, o_d, m_d = _place(H, W, T, D, BD)
+    p_x += o_x
+    p_y += o_x
     taps = _read_taps(p_weight, o_d, m_d, KS, not FORWARD)
-    bias = tl.zeros((BD,), tl.float32)
-    if BIAS:
-        bias = tl.load(p_bias + o_d, mask=m_d, other=0.0).to(tl.float32)
-    begin = i_run * T
-    end = tl.minimum(L, begin + T)
+    bias = _read_bias(p_bias, o_d, m_d, BIAS, BD)
     window = _read_window(p_x, begin, W, L, m_d, D, KS, U, BD, VECTOR)
     for t0 in range(begin, end, U):
         rows = _extend_window(window, p_x, t0, W, L, m_d, D, KS, U, BD, VECTOR)
@@ -156,27 +168,16 @@ def _differentiate(
     U: tl.constexpr, BD: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """T pixels: dz, and `sums (B, runs, KS * KS + 1, D)`, the gradients of the taps and, last, of the bias."""
-    BLOCKS: tl.constexpr = tl.cdiv(D, BD)
-    o_d = tl.program_id(0) % BLOCKS * BD + tl.arange(0, BD)
-    m_d = (o_d < D) | (D % BD == 0)
-    L = H * W
-    runs = tl.cdiv(L, T)
-    i_run = tl.program_id(0) // BLOCKS % runs
-    image = (tl.program_id(0) // BLOCKS // runs).to(tl.int64) * L * D
-    p_x += image + o_d
-    p_dy += image + o_d
-    p_dz += image + o_d
+    run, L, begin, end, o_x, o_d, m_d = _place(H, W, T, D, BD)
+    p_x += o_x
+    p_dy += o_x
+    p_dz += o_x
     taps = _read_taps(p_weight, o_d, m_d, KS, False)
-    zero = tl.zeros((BD,), tl.float32)
-    bias = zero
-    if BIAS:
-        bias = tl.load(p_bias + o_d, mask=m_d, other=0.0).to(tl.float32)
-    begin = i_run * T
-    end = tl.minimum(L, begin + T)
+    bias = _read_bias(p_bias, o_d, m_d, BIAS, BD)
     window = _read_window(p_x, begin, W, L, m_d, D, KS, U, BD, VECTOR)
-    sums = (zero,)
-    for _ in tl.static_range(KS * KS):
-        sums = sums + (zero,)
+    sums = ()
+    for _ in tl.static_range(KS * KS + 1):
+        sums = sums + (tl.zeros((BD,), tl.float32),)
     for t0 in range(begin, end, U):
         rows = _extend_window(window, p_x, t0, W, L, m_d, D, KS, U, BD, VECTOR)
         window = _next_window(rows, KS, U)
@@ -196,7 +197,7 @@ def _differentiate(
                 next_sums = next_sums + (tl.fma(parts[i % KS], row, sums[i]),)
             sums = next_sums + (sums[KS * KS] + dz,)
         _write_rows(p_dz, t0, end, dzs, m_d, D, U, BD, VECTOR)
-    p_sums += tl.program_id(0).to(tl.int64) // BLOCKS * ((KS * KS + 1) * D) + o_d
+    p_sums += run * ((KS * KS + 1) * D) + o_d
     for i in tl.static_range(KS * KS + 1):
         tl.store(p_sums + i * D, sums[i], mask=m_d)
 
