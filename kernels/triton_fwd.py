@@ -18,6 +18,7 @@ from .triton_math import (
     LOG2E,
     aligned,
     is_large,
+    launch_options,
     load_tile,
     multiprocessors,
     numerics,
@@ -395,9 +396,9 @@ def block_of(channels: int, states: int, rank: int, exact: bool) -> int:
     return 64 if channels % 64 == 0 and states <= IN_REGISTERS.value and not (exact and rank > 32) else 32
 
 
-def launch_options(states: int, cuda: bool) -> dict:
-    """How `_walk` is compiled. Of many states CUDA's compiler would spill a few bytes to let more programs in."""
-    return dict(num_warps=1, num_stages=1, **(dict(maxnreg=255) if cuda and states > IN_REGISTERS.value else {}))
+def walk_options(states: int, cuda: bool) -> dict:
+    """How `_walk` is compiled."""
+    return launch_options(1, all_registers=cuda and states > IN_REGISTERS.value)
 
 
 def walk(walks: Walks, buffers, chunks: int, chunk: int, SUMMARY=False, TILES=False, STARTS=False, **shared) -> None:
@@ -413,7 +414,7 @@ def walk(walks: Walks, buffers, chunks: int, chunk: int, SUMMARY=False, TILES=Fa
         STARTS=STARTS,
         BD=block,
         VECTOR=block // 32,
-        **launch_options(states, shared['FAST']),
+        **walk_options(states, shared['FAST']),
         **shared,
     )
 

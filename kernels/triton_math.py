@@ -31,7 +31,7 @@ def numerics(device: torch.device, dtype: torch.dtype) -> dict:
     OPERAND: of matrix products; float16 has too small a range.
     PRECISION: of matrix products of float32 operands.
     """
-    cuda = device.type == 'cuda' and torch.version.hip is None
+    cuda = is_cuda(device)
     exact = dtype == torch.float32
     operand = tl.bfloat16 if dtype == torch.bfloat16 else tl.float32
     precision = 'ieee' if not cuda else 'tf32x3' if exact else 'tf32'
@@ -316,3 +316,19 @@ PROGRAMS_OF_RUNS = 16
 def share(count: int, programs: int, device: torch.device) -> int:
     """How many of `count` items (times `programs`) a program takes, so that the machine is filled."""
     return max(1, count * programs // (PROGRAMS_OF_RUNS * multiprocessors(device)))
+
+
+def is_cuda(device: torch.device) -> bool:
+    """Whether it is a GPU of NVIDIA's."""
+    return device.type == 'cuda' and torch.version.hip is None
+
+
+def launch_options(warps: int, all_registers: bool) -> dict:
+    """How a kernel is compiled for programs of so many warps.
+
+    Args:
+        warps: of a program.
+        all_registers: let it have all that there are, on CUDA: the compiler would rather spill a few bytes to let more
+            programs in.
+    """
+    return dict(num_warps=warps, num_stages=1, **(dict(maxnreg=min(255, 2048 // warps)) if all_registers else {}))

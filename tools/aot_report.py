@@ -28,7 +28,7 @@ from mmvmamba.kernels import triton_bwd, triton_fwd
 from mmvmamba.kernels.depthwise_conv import triton_conv
 from mmvmamba.kernels.pooled_scan import triton_gate, triton_pool, triton_scan
 from mmvmamba.kernels.ss2d import triton_norm
-from mmvmamba.kernels.triton_math import BT
+from mmvmamba.kernels.triton_math import BT, launch_options
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -91,9 +91,13 @@ def shapes(archs) -> list[tuple[str, tuple[int, ...]]]:
     return sorted(found)
 
 
+def _is_cuda(target: str) -> bool:
+    return target.startswith('sm')
+
+
 def _numerics(dtype: str, target: str) -> dict:
     """What `triton_math.numerics` says on a machine with this GPU."""
-    cuda, exact = target.startswith('sm'), dtype == 'fp32'
+    cuda, exact = _is_cuda(target), dtype == 'fp32'
     operand = tl.bfloat16 if dtype == 'bf16' else tl.float32
     precision = 'ieee' if not cuda else 'tf32x3' if exact else 'tf32'
     return dict(FAST=cuda, EXACT=exact, OPERAND=operand, PRECISION=precision)
@@ -128,7 +132,7 @@ def scan_variants(D: int, N: int, R: int, dtype: str, target: str, walks=CROSS):
             triton_fwd._walk,
             _types(triton_fwd._walk, constants, **half),
             constants,
-            triton_fwd.launch_options(N, shared['FAST']),
+            triton_fwd.walk_options(N, shared['FAST']),
             elements=BT * block / 32,
             budget=(30 if R <= 12 else 40) if N == 1 and dtype != 'fp32' and not summary and not tiles else None,
             specials=None if tiles else 2 + N,
@@ -155,8 +159,7 @@ def norm_and_convolution_variants(D: int, dtype: str, target: str):
     route = 'bf16' if dtype == 'bf16' else 'fp32'
     half = dict.fromkeys(('p_x', 'p_y', 'p_dy', 'p_dz', 'p_gate', 'p_dgate'), dtype)
     half.update(dict.fromkeys(('p_routes', 'p_sum', 'p_dsum'), route))
-    blocks = triton_norm._blocks(D)
-    options = dict(num_warps=blocks.pop('num_warps'))
+    blocks, options = triton_norm.tiling(D), launch_options(triton_norm.WARPS, _is_cuda(target))
     tile = blocks['BR'] * blocks['BD'] / 32 / options['num_warps']
     for gated in (False, True):
         constants = dict(D=D, GATED=gated, **blocks)
@@ -197,15 +200,15 @@ def _pool_variants(D: int, dtype: str):
             yield Variant(name, kernel, types, constants, options, constants['U'] * constants['BD'] / 32)
 
 
-def _gate_variants(D: int, dtype: str):
+def _gate_variants(D: int, dtype: str, target: str):
     half = dict.fromkeys(('p_xz', 'p_dxz', 'p_dy', 'p_y'), dtype)
     half['p_dtokens'] = 'bf16' if dtype == 'bf16' else 'fp32'
     for tokens, norm in itertools.product((' of long lines', ' of short lines', ' of all tokens'), (True, False)):
         name = f'gate{tokens}{"" if norm else " without norm"}'
         pooled = tokens != ' of all tokens'
-        tiling = triton_gate.tiling(D, pooled)
-        options = {key: tiling.pop(key) for key in ('num_warps', 'num_stages')}
-        elements = tiling['U'] * tiling['TILES'] * tiling['BD'] / 32 / options['num_warps']
+        tiling, warps = triton_gate.tiling(D, pooled)
+        options = launch_options(warps, _is_cuda(target))
+        elements = tiling['U'] * tiling['TILES'] * tiling['BD'] / 32 / warps
         shared = dict(D=D, KS=4, POOLED=pooled, NORM=norm, LONG=tokens == ' of long lines')
         for adjoint in (False, True) if norm else (False,):
             constants = dict(shared, ADJOINT=adjoint, **tiling)
@@ -214,14 +217,14 @@ def _gate_variants(D: int, dtype: str):
         constants = dict(shared, BD=triton_gate.BLOCK, U=triton_gate.U_BACK)
         types = _types(triton_gate._gate_back, constants, **half)
         size = constants['U'] * constants['BD'] / 32
-        alone = dict(num_warps=1, num_stages=1)
+        alone = launch_options(1, _is_cuda(target))
         yield Variant(f'{name} backward', triton_gate._gate_back, types, constants, alone, size)
 
 
 def pool_and_gate_variants(D: int, dtype: str, target: str):
     """The kernels around the pooled scan's short sequences."""
     yield from _pool_variants(D, dtype)
-    yield from _gate_variants(D, dtype)
+    yield from _gate_variants(D, dtype, target)
 
 
 def short_scan_variants(D: int, N: int, R: int, dtype: str, target: str):

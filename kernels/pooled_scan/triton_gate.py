@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..triton_math import keep, multiprocessors, share, silu, silu_slope
+from ..triton_math import is_cuda, keep, launch_options, multiprocessors, share, silu, silu_slope
 from .triton_lines import (
     Lines,
     convolve,
@@ -319,17 +319,18 @@ def _gate_back(
         tl.store(p_dparameters + 3 * D, dbias, mask=m_d)
 
 
-def tiling(channels: int, pooled: bool) -> dict:
-    """Tiles of a program that holds all channels: as few idle lanes as up to `TILES` allow, up to six channels a lane.
+def tiling(channels: int, pooled: bool) -> tuple[dict, int]:
+    """Tiles of a program that holds all channels, and warps.
 
-    With more than 8 warps a thread has too few registers to keep the parameters, or more than a token. Where nothing is
-    pooled there are no convolutions, and 8 warps suffice.
+    As few idle lanes as up to `TILES` allow, up to six channels a lane. With more than 8 warps a thread has too few
+    registers to keep the parameters, or more than a token. Where nothing is pooled there are no convolutions, and 8
+    warps suffice.
     """
     sizes = {tiles: triton.next_power_of_2(triton.cdiv(channels, tiles)) for tiles in range(1, TILES + 1)}
     tiles = min(sizes, key=lambda tiles: (tiles * sizes[tiles], tiles))
     warps = min(16 if pooled else 8, triton.next_power_of_2(triton.cdiv(tiles * sizes[tiles], 6 * 32)))
     fits = warps <= 8
-    return dict(TILES=tiles, BD=sizes[tiles], KEEP=fits, U=U if fits else 1, num_warps=warps, num_stages=1)
+    return dict(TILES=tiles, BD=sizes[tiles], KEEP=fits, U=U if fits else 1), warps
 
 
 def _parameters(forth, back):
@@ -364,13 +365,14 @@ def gate(xz, scanned, lines: Lines, forth, back, norm, pooled, eps, dy=None):
     if batch:
         part = min(LONGEST_RUN, max(SHORTEST_RUN, batch * tokens // (4 * multiprocessors(xz.device))))
         weight, bias = norm or (xz, xz)
-        tiles = tiling(channels, pooled)
+        tiles, warps = tiling(channels, pooled)
         with torch.cuda.device_of(xz):
             _gate[(batch * triton.cdiv(tokens, part),)](
                 *(xz, scanned, *_parameters(forth, back), weight, bias, dy if adjoint else xz, result, result),
                 *(*lines, part, eps),
                 **dict(D=channels, KS=forth.conv_weight.shape[2], POOLED=pooled, NORM=norm is not None),
                 **dict(ADJOINT=adjoint, LONG=pooled and lines.size >= tiles['U'], **tiles),
+                **launch_options(warps, is_cuda(xz.device)),
             )
     return result
 
@@ -398,7 +400,8 @@ def gate_backward(dy, dxz, xz, scanned, lines: Lines, forth, back, norm, pooled,
                 *(xz, scanned, *_parameters(forth, back), weight, bias, dy, moments, dxz, dtokens),
                 *(dlines if pooled else dtokens, dparameters, *lines, part),
                 **dict(D=channels, KS=forth.conv_weight.shape[2], POOLED=pooled, NORM=norm is not None),
-                **dict(LONG=pooled and lines.size >= U_BACK, BD=BLOCK, U=U_BACK, num_warps=1, num_stages=1),
+                **dict(LONG=pooled and lines.size >= U_BACK, BD=BLOCK, U=U_BACK),
+                **launch_options(1, is_cuda(xz.device)),
             )
     sums = dparameters.sum((0, 1))
     return (dtokens, dlines, sums) if pooled else (None, dtokens.view_as(scanned), sums)

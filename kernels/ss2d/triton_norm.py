@@ -7,10 +7,10 @@ import torch
 import triton
 import triton.language as tl
 
-from ..triton_math import multiprocessors, silu, silu_slope
+from ..triton_math import is_cuda, launch_options, multiprocessors, silu, silu_slope
 
-_TILE = 2048
-"""Numbers a program works on together."""
+_TILE, WARPS = 2048, 4
+"""Numbers a program works on together, and its warps."""
 
 
 @triton.jit(do_not_specialize=['rows'])
@@ -80,9 +80,10 @@ def _differentiate(
     tl.store(p_dbias + i_run * D + o_d, dbias, mask=m_d)
 
 
-def _blocks(channels: int) -> dict:
+def tiling(channels: int) -> dict:
+    """Rows that a program works on together, and their channels."""
     block = triton.next_power_of_2(channels)
-    return dict(BD=block, BR=max(1, _TILE // block), num_warps=4)
+    return dict(BD=block, BR=max(1, _TILE // block))
 
 
 def normalise(routes, weight, bias, gate, eps, dtype, keep):
@@ -104,11 +105,12 @@ def normalise(routes, weight, bias, gate, eps, dtype, keep):
     channels = routes.shape[-1]
     rows = y.numel() // channels
     if rows:
-        blocks = _blocks(channels)
+        blocks = tiling(channels)
         with torch.cuda.device_of(routes):
             _normalise[(triton.cdiv(rows, blocks['BR']),)](
                 *(routes, weight, bias, y if gate is None else gate, total if keep else y, y, rows, eps),
                 **dict(K=routes.shape[0], D=channels, GATED=gate is not None, KEEP=keep, **blocks),
+                **launch_options(WARPS, is_cuda(y.device)),
             )
     return total, y
 
@@ -117,7 +119,7 @@ def normalise_backward(dy, total, weight, bias, gate, eps):
     """Gradients of the sum (in its dtype), of weight and bias (float32) and of the gate (or an empty tensor)."""
     channels = total.shape[-1]
     rows = total.numel() // channels
-    blocks = _blocks(channels)
+    blocks = tiling(channels)
     tiles = triton.cdiv(rows, blocks['BR'])
     runs = max(1, min(tiles, 4 * multiprocessors(total.device)))
     dsum = torch.empty_like(total)
@@ -129,5 +131,6 @@ def normalise_backward(dy, total, weight, bias, gate, eps):
                 *(dy, total, weight, bias, total if gate is None else gate, dsum, dweight, dbias),
                 *(dsum if gate is None else dgate, rows, triton.cdiv(tiles, runs), eps),
                 **dict(D=channels, GATED=gate is not None, **blocks),
+                **launch_options(WARPS, is_cuda(total.device)),
             )
     return dsum, dweight.sum(0), dbias.sum(0), dgate
