@@ -41,9 +41,9 @@ SHORTEST_CHUNK = 64
 IN_REGISTERS = tl.constexpr(2)
 """States per channel that a walk keeps in registers."""
 
-KEPT_RANKS = tl.constexpr(32)
-"""Ranks whose float32 weights a walk keeps in registers. More are read again: with many states for every tile if inputs
-are float32, with few for the last, ragged tile."""
+KEPT_RANKS, KEPT_RANKS_OF_MANY = tl.constexpr(16), tl.constexpr(32)
+"""Ranks whose float32 weights a walk of few states, or of many, keeps in registers. More are read again: of few states
+for the last, ragged tile, of many states for every tile if inputs are float32."""
 
 
 class Walks(NamedTuple):
@@ -152,8 +152,7 @@ def _scan_tile(
     p_tile += i_tile * (K * N * D)
     if ADJOINTS:
         tl.store(p_tile_sum + i_tile * (K * D), total, mask=m_d)
-    AGAIN: tl.constexpr = EXACT if N > IN_REGISTERS else RAGGED
-    if tl.float32 == OPERAND and R > KEPT_RANKS and AGAIN:
+    if tl.float32 == OPERAND and (EXACT and R > KEPT_RANKS_OF_MANY if N > IN_REGISTERS else RAGGED and R > KEPT_RANKS):
         p_weight, o_k, i_d = source
         o_k += tl.minimum(t0, 0)  # zero, which the compiler cannot know: it would keep all again
         weights = weights_of(p_weight, o_k, i_d, D, R, RB, BD, VECTOR, OPERAND)
@@ -283,7 +282,7 @@ def _walk(
     skip = tl.load(p_skip + o_kd, mask=m_d, other=0.0)
     source = (p_weight, i_k * D, i_d)
     weights = ()
-    if not (EXACT and N > IN_REGISTERS and R > KEPT_RANKS):
+    if not (EXACT and N > IN_REGISTERS and R > KEPT_RANKS_OF_MANY):
         weights = weights_of(p_weight, i_k * D, i_d, D, R, RB, BD, VECTOR, OPERAND)
     p_A += o_kd * N
     zero = tl.zeros((BD,), tl.float32)
@@ -396,9 +395,9 @@ def block_of(channels: int, states: int, rank: int, exact: bool) -> int:
     return 64 if channels % 64 == 0 and states <= IN_REGISTERS.value and not (exact and rank > 32) else 32
 
 
-def walk_options(states: int, cuda: bool) -> dict:
+def walk_options(states: int, exact: bool, cuda: bool) -> dict:
     """How `_walk` is compiled."""
-    return launch_options(1, all_registers=cuda and states > IN_REGISTERS.value)
+    return launch_options(1, all_registers=cuda and (exact or states > IN_REGISTERS.value))
 
 
 def walk(walks: Walks, buffers, chunks: int, chunk: int, SUMMARY=False, TILES=False, STARTS=False, **shared) -> None:
@@ -414,7 +413,7 @@ def walk(walks: Walks, buffers, chunks: int, chunk: int, SUMMARY=False, TILES=Fa
         STARTS=STARTS,
         BD=block,
         VECTOR=block // 32,
-        **walk_options(states, shared['FAST']),
+        **walk_options(states, shared['EXACT'], shared['FAST']),
         **shared,
     )
 

@@ -132,7 +132,7 @@ def scan_variants(D: int, N: int, R: int, dtype: str, target: str, walks=CROSS):
             triton_fwd._walk,
             _types(triton_fwd._walk, constants, **half),
             constants,
-            triton_fwd.walk_options(N, shared['FAST']),
+            triton_fwd.walk_options(N, shared['EXACT'], shared['FAST']),
             elements=BT * block / 32,
             budget=(30 if R <= 12 else 40) if N == 1 and dtype != 'fp32' and not summary and not tiles else None,
             specials=None if tiles else 2 + N,
@@ -217,7 +217,7 @@ def _gate_variants(D: int, dtype: str, target: str):
         constants = dict(shared, BD=triton_gate.BLOCK, U=triton_gate.U_BACK)
         types = _types(triton_gate._gate_back, constants, **half)
         size = constants['U'] * constants['BD'] / 32
-        alone = launch_options(1, _is_cuda(target))
+        alone = launch_options(1, not norm and _is_cuda(target))
         yield Variant(f'{name} backward', triton_gate._gate_back, types, constants, alone, size)
 
 

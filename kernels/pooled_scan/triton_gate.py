@@ -401,7 +401,7 @@ def gate_backward(dy, dxz, xz, scanned, lines: Lines, forth, back, norm, pooled,
                 *(dlines if pooled else dtokens, dparameters, *lines, part),
                 **dict(D=channels, KS=forth.conv_weight.shape[2], POOLED=pooled, NORM=norm is not None),
                 **dict(LONG=pooled and lines.size >= U_BACK, BD=BLOCK, U=U_BACK),
-                **launch_options(1, is_cuda(xz.device)),
+                **launch_options(1, norm is None and is_cuda(xz.device)),  # with the norm it takes them all anyway
             )
     sums = dparameters.sum((0, 1))
     return (dtokens, dlines, sums) if pooled else (None, dtokens.view_as(scanned), sums)
