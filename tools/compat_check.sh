@@ -74,7 +74,8 @@ case $family in
         exit 2
         ;;
 esac
-[ -z "${TRITON:-}" ] || step "triton $TRITON" pip --no-deps "triton==$TRITON"
+# the interpreter of Triton 3.6 fails with newer numpy
+[ -z "${TRITON:-}" ] || step "triton $TRITON" pip --no-deps "triton==$TRITON" "numpy<2.4"
 # a copy, so that nothing of this checkout is touched or found by accident
 mkdir "$folder/source"
 git ls-files -co --exclude-standard -z | xargs -0 cp -P --parents -t "$folder/source"

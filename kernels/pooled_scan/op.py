@@ -148,7 +148,7 @@ def _checked_directions(name, xz, directions):
         for field, value, sizes in zip(Direction._fields, direction, shapes, strict=True):
             check_like(name, f'{way}.{field}', value, sizes, 'xz', xz)
             check_parameter_dtype(name, 'xz', xz, **{f'{way}.{field}': value})
-        tensors += direction
+        tensors += [*direction]  # as a list: Dynamo of PyTorch 2.11 adds no named tuple to one
     return tuple(tensors)
 
 
