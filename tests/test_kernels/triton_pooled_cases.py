@@ -13,6 +13,7 @@ from mmvmamba.kernels.testing import (
 from triton_runs import DEVICE, FLOAT32, INTERPRETED, MARKS, TOLERANCES
 
 triton_math = pytest.importorskip('mmvmamba.kernels.triton_math')
+triton_pool = pytest.importorskip('mmvmamba.kernels.pooled_scan.triton_pool')
 triton_gate = pytest.importorskip('mmvmamba.kernels.pooled_scan.triton_gate')
 
 AXES = ['row', 'column']
@@ -27,6 +28,8 @@ def few_operations(request, monkeypatch):
     if INTERPRETED and 'as_on_a_gpu' not in request.node.name:
         monkeypatch.setattr(triton_math, 'PROGRAMS_OF_RUNS', 4)
         monkeypatch.setattr(triton_gate, 'U', 16)
+        monkeypatch.setattr(triton_gate, 'U_BACK', 16)
+        monkeypatch.setattr(triton_pool, 'tiling_back', lambda size, pool: dict(BD=32, U=16))
 
 
 def inputs(**sizes):
