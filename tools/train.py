@@ -12,6 +12,7 @@ import os
 import sys
 
 from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
 
 from mmvmamba import checkpoints
 from mmvmamba.datasets.checks import BadSampleError
@@ -73,7 +74,7 @@ def configure(arguments: argparse.Namespace):
 
 def train(cfg, notes: list[str]) -> int:
     """Build the runner and train; what comes back is the exit code."""
-    runner = RUNNERS.build(cfg)  # mmengine's Runner, unless the config's runner_type says otherwise
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     for note in notes:
         runner.logger.warning(note)
     try:
