@@ -295,7 +295,7 @@ def program(chunks, K: tl.constexpr, BLOCKS: tl.constexpr):
 
 @triton.jit
 def sigmoid(x):
-    """The reciprocal of 1 + exp(-x), as the square of a reciprocal root: a division takes four instructions more."""
+    """The reciprocal of 1 + exp(-x), as the square of a reciprocal root: a division is seven instructions longer."""
     root = tl.rsqrt(1.0 + tl.exp2(x * -LOG2E))
     return root * root
 

@@ -96,7 +96,25 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         'share of a multiprocessor of a GPU that a large batch fills)',
     )
     counted.add_argument('--pool', choices=traffic.POOLS, default='mean', help='(default: %(default)s)')
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.command == 'traffic':
+        _complete_traffic(counted, arguments)
+    return arguments
+
+
+def _complete_traffic(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Fill in what depends on the operator, and check it."""
+    operator = arguments.operator
+    known = {'ss2d': VMAMBAS, 'pooled_scan': FASTVIMS}[operator]
+    arguments.arch = arguments.arch or traffic.ARCHS[operator]
+    if arguments.arch not in known:
+        parser.error(f'--arch {arguments.arch}: expected for {operator} one of {", ".join(known)}')
+    for name in ('height', 'width', 'batch', 'multiprocessors'):
+        value = getattr(arguments, name)
+        if value is None:
+            setattr(arguments, name, traffic.SIDES[operator])
+        elif value < 1:
+            parser.error(f'--{name} {value}: expected 1 or more')
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -106,9 +124,6 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(threads)
     if command == 'traffic':
         del arguments['repeat']  # what is counted is the same every time
-        side, arch = traffic.SIDES[arguments['operator']], traffic.ARCHS[arguments['operator']]
-        defaults = dict(height=side, width=side, arch=arch)
-        arguments |= {key: value for key, value in defaults.items() if arguments[key] is None}
     rows = getattr(_MODULES.get(command, benchmark), command)(**arguments)
     about = machine()  # at once, as long as the clocks are those of the measurement
     about |= {'TF32': str(torch.backends.cuda.matmul.allow_tf32), 'tests': result_of_tests(about, tests)}

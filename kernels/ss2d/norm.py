@@ -119,6 +119,11 @@ def _autograd(ctx, dy, _):
     total, *tensors = ctx.saved_tensors
     if dy is None:
         return (None,) * 12
+    if total.shape != dy.shape:
+        raise RuntimeError(
+            'ss2d_norm: a backward pass through a result computed with trains=False, which keeps nothing for it; '
+            'call mmvmamba.kernels.ss2d_norm, which sets it, or pass True'
+        )
     grads = _backward(dy.contiguous(), total, *tensors, ctx.eps, ctx.routes)
     return *gradients.as_autograd(grads, tensors), None, None, None
 

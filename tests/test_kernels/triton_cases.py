@@ -255,6 +255,9 @@ def test_inference_keeps_no_sum_of_the_routes():
     y, total = torch.ops.mmvmamba.ss2d_norm(*(v.detach() for v in arguments.values()), 1e-5, 'cross', False)
     assert torch.equal(y, expected)
     assert total.numel() == 0
+    y, _ = torch.ops.mmvmamba.ss2d_norm(*arguments.values(), 1e-5, 'cross', False)
+    with pytest.raises(RuntimeError, match='trains=False'):
+        y.sum().backward()
 
 
 def test_norm_of_a_cascade():
