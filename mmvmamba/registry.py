@@ -39,3 +39,19 @@ def register_model(cls: type) -> type:
     MODELS.register_module(module=cls)
     root.MODELS.register_module(module=cls)
     return cls
+
+
+def is_type(type_, name: str, registry: root.Registry) -> bool:
+    """Whether a config's `type` means what `registry` calls `name`.
+
+    Args:
+        type_: a name, a name with scopes (`'mmengine.Pretrained'`), the path of a class, a class, or None.
+        name: as registered, without a scope.
+        registry: where both are looked up if they are not the same word.
+    """
+    if isinstance(type_, str):
+        if type_.rpartition('.')[2] == name:
+            return True
+        if '.' not in type_:
+            return False
+    return type_ is not None and (registry.get(type_) if isinstance(type_, str) else type_) is registry.get(name)
