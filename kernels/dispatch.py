@@ -9,9 +9,15 @@ import os
 import torch
 
 BACKENDS = ('triton', 'cpu', 'torch', 'reference')
-"""All backend names. `auto` takes `cpu` or `torch`; `triton` and `reference` run on request."""
+"""All backend names. `auto` takes the first that can run, `triton` only where its kernels have proved themselves."""
 
 ENVIRONMENT_VARIABLE = 'MMVMAMBA_BACKEND'
+
+VERIFY_VARIABLE = 'MMVMAMBA_VERIFY'
+
+VERIFY_MODES = ('first', 'always', 'off')
+"""What `auto` does before it takes a kernel of Triton's: check what no verdict is kept of, check everything once a
+process, trust it."""
 
 OLDEST_TRITON = (3, 6)
 """Older ones lack parts of the language that the kernels are written in."""
@@ -38,6 +44,7 @@ class Operator:
         self.name = name
         self._package = package
         self._modules = modules
+        self.backends = frozenset(modules)
         _operators[name] = self
 
     def load(self, backend: str):
@@ -90,7 +97,8 @@ def _import_operators() -> None:
 def choose(operator: str, backend: str, device_type: str, dtype: torch.dtype = torch.float32) -> str:
     """Return the backend that runs `operator`: the argument, else the environment variable, else what `auto` takes.
 
-    Constant under torch.compile: which backend runs is decided when the graph is traced.
+    'auto' comes back where triton can run: each pass of each call then asks `resolve`, with its tensors at hand.
+    Constant under torch.compile: what can run is found when the graph is traced, what has proved itself when it runs.
 
     Raises:
         ValueError: a name that is no backend.
@@ -101,7 +109,7 @@ def choose(operator: str, backend: str, device_type: str, dtype: torch.dtype = t
         backend = os.environ.get(ENVIRONMENT_VARIABLE) or 'auto'
         source = f'{ENVIRONMENT_VARIABLE}='
     if backend == 'auto':
-        return _fastest(operator, device_type, dtype)
+        return _fastest(operator, device_type, dtype, _why_not)
     if backend not in BACKENDS:
         raise ValueError(f"{operator}: {source}{backend!r} is unknown; expected 'auto' or one of {list(BACKENDS)}")
     why_not = _operators[operator].why_not
@@ -112,6 +120,8 @@ def choose(operator: str, backend: str, device_type: str, dtype: torch.dtype = t
             f'{operator}: {source}{backend!r} cannot run on {device_type}: {reason}. '
             f"Backends that can run here: {able}; or leave the choice to 'auto'."
         )
+    if backend == 'triton':
+        _say_unchecked(operator, device_type, source)
     return backend
 
 
@@ -119,36 +129,60 @@ def choose(operator: str, backend: str, device_type: str, dtype: torch.dtype = t
 choose._dynamo_marked_constant = True
 
 
+def verify_mode() -> str:
+    """What MMVMAMBA_VERIFY says, 'first' by default."""
+    mode = os.environ.get(VERIFY_VARIABLE) or VERIFY_MODES[0]
+    if mode not in VERIFY_MODES:
+        raise ValueError(f'{VERIFY_VARIABLE}={mode!r} is unknown; expected one of {list(VERIFY_MODES)}')
+    return mode
+
+
 def resolve(operator: str, direction: str, run, arguments: tuple) -> str:
-    """The backend of a pass for which `choose` left it open.
+    """The backend of a pass that `choose` left open: 'triton' if what it launches has proved itself, else 'torch'.
 
     Args:
         operator: public name.
         direction: 'forward' or 'backward'.
         run: calls the triton implementation with the arguments.
         arguments: what the implementation is given.
+
+    Raises:
+        RuntimeError: while a CUDA graph is captured, what is launched has not proved itself yet.
     """
-    return _fastest('ss2d' if operator == 'ss2d_norm' else operator, arguments[0].device.type, arguments[0].dtype)
+    return importlib.import_module('.verify', __package__).resolve(operator, direction, run, arguments)
+
+
+_ONCE_PROVED = ', each variant once it has proved itself on this GPU'
+
+
+@functools.cache  # which also makes the log say it once
+def _fastest(operator: str, device_type: str, dtype: torch.dtype, why_not) -> str:
+    """First backend that can run; 'auto' for triton, which each variant decides. `why_not` is what tests replace."""
+    reasons = []
+    for backend in BACKENDS:
+        # the interpreter is for tests, which say so when they want it here
+        if backend == 'triton' and os.environ.get('TRITON_INTERPRET') == '1' and not os.environ.get(VERIFY_VARIABLE):
+            continue
+        known = backend in _operators[operator].backends
+        reason = why_not(backend, device_type, dtype) if known else f'{operator} has none'
+        if reason is None:
+            passed_over = f' ({"; ".join(reasons)})' if reasons else ''
+            how = ''
+            if backend == 'triton':
+                trusted = verify_mode() == 'off'
+                how = f' unchecked ({VERIFY_VARIABLE}=off)' if trusted else _ONCE_PROVED
+            _logger.info('%s on %s: using the %s backend%s%s', operator, device_type, backend, how, passed_over)
+            return 'auto' if backend == 'triton' else backend
+        reasons.append(f'not {backend}: {reason}')
+    raise BackendUnavailableError(f'{operator}: no backend can run on {device_type}: {"; ".join(reasons)}')
 
 
 @functools.cache
-def _fastest(operator: str, device_type: str, dtype: torch.dtype) -> str:
-    """First backend that can run; cached, which also makes the log say it once."""
-    why_not = _operators[operator].why_not
-    reasons = []
-    for backend in BACKENDS:
-        if backend == 'triton':
-            # the interpreter is for tests; and kernels that no GPU has run yet must be asked for by name
-            if device_type == 'cuda':
-                reasons.append("not triton: its kernels have not been tested on a GPU yet; backend='triton' takes it")
-            continue
-        reason = why_not(backend, device_type, dtype)
-        if reason is None:
-            passed_over = f' ({"; ".join(reasons)})' if reasons else ''
-            _logger.info('%s on %s: using the %s backend%s', operator, device_type, backend, passed_over)
-            return backend
-        reasons.append(f'not {backend}: {reason}')
-    raise BackendUnavailableError(f'{operator}: no backend can run on {device_type}: {"; ".join(reasons)}')
+def _say_unchecked(operator: str, device_type: str, source: str) -> None:
+    _logger.info(
+        "%s on %s: using the triton backend as %s'triton' says; what is asked for by name need not prove itself first",
+        *(operator, device_type, source),
+    )
 
 
 def full_precision(device: torch.device):
