@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import sys
 
 import torch
 
@@ -24,6 +25,7 @@ OLDEST_TRITON = (3, 6)
 
 _logger = logging.getLogger('mmvmamba.kernels')
 _operators: dict[str, 'Operator'] = {}
+_chosen: dict[tuple, str] = {}
 
 
 class BackendUnavailableError(RuntimeError):
@@ -44,7 +46,6 @@ class Operator:
         self.name = name
         self._package = package
         self._modules = modules
-        self.backends = frozenset(modules)
         _operators[name] = self
 
     def load(self, backend: str):
@@ -94,6 +95,27 @@ def _import_operators() -> None:
     importlib.import_module(__package__)
 
 
+def _choose(operator: str, backend: str, asked: str, device_type: str, dtype: torch.dtype) -> str:
+    """What `choose` says; `asked`: the argument `backend`, or what the environment says for it."""
+    source = 'backend=' if asked == backend else f'{ENVIRONMENT_VARIABLE}='
+    if asked == 'auto':
+        return _fastest(operator, device_type, dtype)
+    if asked not in BACKENDS:
+        raise ValueError(f"{operator}: {source}{asked!r} is unknown; expected 'auto' or one of {list(BACKENDS)}")
+    why_not = _operators[operator].why_not
+    reason = why_not(asked, device_type, dtype)
+    if reason is not None:
+        able = [name for name in BACKENDS if why_not(name, device_type, dtype) is None]
+        raise BackendUnavailableError(
+            f'{operator}: {source}{asked!r} cannot run on {device_type}: {reason}. '
+            f"Backends that can run here: {able}; or leave the choice to 'auto'."
+        )
+    if asked == 'triton':
+        what = f"{operator} on {device_type}: using the triton backend, as {source}'triton' asks"
+        _log_once(f'{what}; what is asked for by name need not prove itself first')
+    return asked
+
+
 def choose(operator: str, backend: str, device_type: str, dtype: torch.dtype = torch.float32) -> str:
     """Return the backend that runs `operator`: the argument, else the environment variable, else what `auto` takes.
 
@@ -104,25 +126,17 @@ def choose(operator: str, backend: str, device_type: str, dtype: torch.dtype = t
         ValueError: a name that is no backend.
         BackendUnavailableError: a backend that cannot run, with the reason and what can.
     """
-    source = 'backend='
-    if backend == 'auto':
-        backend = os.environ.get(ENVIRONMENT_VARIABLE) or 'auto'
-        source = f'{ENVIRONMENT_VARIABLE}='
-    if backend == 'auto':
-        return _fastest(operator, device_type, dtype, _why_not)
-    if backend not in BACKENDS:
-        raise ValueError(f"{operator}: {source}{backend!r} is unknown; expected 'auto' or one of {list(BACKENDS)}")
-    why_not = _operators[operator].why_not
-    reason = why_not(backend, device_type, dtype)
-    if reason is not None:
-        able = [name for name in BACKENDS if why_not(name, device_type, dtype) is None]
-        raise BackendUnavailableError(
-            f'{operator}: {source}{backend!r} cannot run on {device_type}: {reason}. '
-            f"Backends that can run here: {able}; or leave the choice to 'auto'."
-        )
-    if backend == 'triton':
-        _say_unchecked(operator, device_type, source)
-    return backend
+    asked = (os.environ.get(ENVIRONMENT_VARIABLE) or backend) if backend == 'auto' else backend
+    # what else the answer depends on; reading the environment takes longer than all the rest
+    triton = getattr(sys.modules.get('triton'), '__version__', None)
+    interpreted = (
+        None if device_type == 'cuda' else (os.environ.get('TRITON_INTERPRET'), os.environ.get(VERIFY_VARIABLE))
+    )
+    key = (operator, backend, asked, device_type, dtype, _why_not, triton, interpreted)
+    chosen = _chosen.get(key)
+    if chosen is None:
+        chosen = _chosen[key] = _choose(operator, backend, asked, device_type, dtype)
+    return chosen
 
 
 # What torch.compiler.assume_constant_result does; calling it would import torch._dynamo (a second, and triton) with us.
@@ -155,34 +169,35 @@ def resolve(operator: str, direction: str, run, arguments: tuple) -> str:
 _ONCE_PROVED = ', each variant once it has proved itself on this GPU'
 
 
-@functools.cache  # which also makes the log say it once
-def _fastest(operator: str, device_type: str, dtype: torch.dtype, why_not) -> str:
-    """First backend that can run; 'auto' for triton, which each variant decides. `why_not` is what tests replace."""
+def _fastest(operator: str, device_type: str, dtype: torch.dtype) -> str:
+    """First backend that can run; 'auto' for triton, which each variant decides."""
+    why_not = _operators[operator].why_not
     reasons = []
     for backend in BACKENDS:
         # the interpreter is for tests, which say so when they want it here
         if backend == 'triton' and os.environ.get('TRITON_INTERPRET') == '1' and not os.environ.get(VERIFY_VARIABLE):
             continue
-        known = backend in _operators[operator].backends
-        reason = why_not(backend, device_type, dtype) if known else f'{operator} has none'
+        reason = why_not(backend, device_type, dtype)
         if reason is None:
             passed_over = f' ({"; ".join(reasons)})' if reasons else ''
             how = ''
             if backend == 'triton':
-                trusted = verify_mode() == 'off'
-                how = f' unchecked ({VERIFY_VARIABLE}=off)' if trusted else _ONCE_PROVED
-            _logger.info('%s on %s: using the %s backend%s%s', operator, device_type, backend, how, passed_over)
+                how = f' unchecked ({VERIFY_VARIABLE}=off)' if verify_mode() == 'off' else _ONCE_PROVED
+            _log_once(f'{operator} on {device_type}: using the {backend} backend{how}{passed_over}')
             return 'auto' if backend == 'triton' else backend
         reasons.append(f'not {backend}: {reason}')
     raise BackendUnavailableError(f'{operator}: no backend can run on {device_type}: {"; ".join(reasons)}')
 
 
 @functools.cache
-def _say_unchecked(operator: str, device_type: str, source: str) -> None:
-    _logger.info(
-        "%s on %s: using the triton backend as %s'triton' says; what is asked for by name need not prove itself first",
-        *(operator, device_type, source),
-    )
+def _log_once(text: str) -> None:
+    _logger.info('%s', text)
+
+
+def forget() -> None:
+    """Drop what was chosen, and log it again."""
+    _chosen.clear()
+    _log_once.cache_clear()
 
 
 def full_precision(device: torch.device):

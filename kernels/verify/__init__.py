@@ -8,10 +8,10 @@ reference (`probe`, `worker`). Verdicts are kept on disk (`verdicts`), and ranks
 import hashlib
 import json
 import logging
-import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import torch
 
@@ -52,7 +52,7 @@ def resolve(operator: str, direction: str, run: Callable[[], object], arguments:
 
 def _decide(how, operator, direction, run, arguments) -> str:
     call = probe.Call.of(operator, direction, arguments)
-    if arguments[0].is_cuda and torch.cuda.is_current_stream_capturing():
+    if _is_capturing(arguments[0]):
         raise RuntimeError(
             f'{operator} {direction} ({call.words()}): this variant of the Triton kernels has not proved itself on '
             'this GPU yet, and a check cannot run while a CUDA graph is captured; run the same call once before, or '
@@ -73,6 +73,10 @@ def _decide(how, operator, direction, run, arguments) -> str:
     if not plan:
         return 'triton'  # an empty batch launches nothing
     return 'triton' if prove(call, plan, how).passed else 'torch'
+
+
+def _is_capturing(tensor: torch.Tensor) -> bool:
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def prove(call: probe.Call, plan: list, how: str = 'first') -> Verdict:
@@ -119,10 +123,49 @@ def _find(store: Store, key: str, call: probe.Call, plan: list, how: str) -> Ver
             return Verdict.parse(entry)
         _logger.info('%s %s (%s): checking its kernels on this GPU', call.operator, call.direction, call.words())
         verdict = run_check(call, plan)
-        if verdict.kept:
-            about = dict(operator=call.operator, direction=call.direction, call=call.words(), time=time.time())
-            store.keep(key, verdict, **about, kernels=[variant[0] for variant in plan])
+        _keep(store, key, call, plan, verdict)
     return verdict
+
+
+def _keep(store: Store, key: str, call: probe.Call, plan: list, verdict: Verdict) -> None:
+    if verdict.kept:
+        about = dict(operator=call.operator, direction=call.direction, call=call.words(), time=time.time())
+        store.keep(key, verdict, **about, kernels=[variant[1] for variant in plan])
+
+
+def variants(calls: Iterable[probe.Call]) -> dict[str, tuple[probe.Call, list]]:
+    """Different variants that calls launch, by `key_of`: one of the calls, and its plan. Nothing is launched."""
+    found = {}
+    for call in calls:
+        plan = probe.plan(call)
+        if plan:
+            found.setdefault(key_of(call, plan), (call, plan))
+    return found
+
+
+def prove_all(pending: dict[str, tuple[probe.Call, list]], jobs: int = 1) -> Iterator[tuple[probe.Call, Verdict]]:
+    """Verdicts on `variants`, as they come: kept ones that passed, all others from checks.
+
+    Args:
+        pending: from `variants`.
+        jobs: processes that check at a time; compilers are what takes time.
+    """
+    again = verify_mode() == 'always'
+
+    def prove_one(item):
+        key, (call, plan) = item
+        store = store_of(torch.device(call.device))
+        verdict = None if again else store.read(key)
+        if verdict is None or not verdict.passed:
+            verdict = run_check(call, plan)
+            with _lock, store.lock():
+                _keep(store, key, call, plan, verdict)
+        return call, verdict
+
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(prove_one, item) for item in pending.items()]
+        for future in as_completed(futures):
+            yield future.result()
 
 
 def _announce(call: probe.Call, verdict: Verdict, store: Store) -> None:

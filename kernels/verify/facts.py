@@ -15,7 +15,7 @@ _LONGEST_TILE = 32
 """No kernel asks whether a line is longer than this."""
 
 _WIDEST = 2048
-"""Numbers of a pixel. An image of so many pixels that 32 bits might not count its numbers is a fact of its own."""
+"""Numbers of a pixel. So many pixels that 32 bits might not count their numbers are a fact of their own."""
 
 
 def facts(operator: str, direction: str, arguments: tuple) -> tuple:
@@ -62,8 +62,7 @@ def facts(operator: str, direction: str, arguments: tuple) -> tuple:
         min(height, _LONGEST_TILE).bit_length(),
         min(width, _LONGEST_TILE).bit_length(),
         is_large(height * width, max(height, width)),
-        batch * height * width >> 31,
-        height * width if height * width * max(channels, _WIDEST) >> 31 else 0,
+        *(size if size * max(channels, _WIDEST) >> 31 else 0 for size in (height * width, batch * height * width)),
     )
 
 

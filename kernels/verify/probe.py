@@ -36,6 +36,10 @@ _SS2D = ('x', 'x_proj_weight', 'dt_projs_weight', 'dt_projs_bias', 'As', 'Ds')
 _WAY = ('conv_weight', 'conv_bias', 'x_proj_weight', 'dt_weight', 'dt_bias', 'A', 'Ds')
 
 
+_TRIED = 8
+"""Grids that fit after which no more are tried: the first and the last of them are run."""
+
+
 class Layout(NamedTuple):
     """What an operator's implementations take.
 
@@ -192,6 +196,21 @@ def plan_of(launches) -> list:
     return [list(variant) for variant in dict.fromkeys(launch.variant() for launch in launches)]
 
 
+def plan(call: Call) -> list:
+    """The variants that a call launches, found with tensors of its size that hold nothing."""
+    tensors = [
+        None if t is None else torch.empty(t[1], dtype=getattr(torch, t[0]), device=call.device) for t in call.tensors
+    ]
+    before = []
+    if call.direction == 'backward':
+        shapes = [None if t is None else t.to('meta') for t in tensors]
+        made = _listed(operator_of(call, 'forward')(*shapes, *call.options, 'torch'))
+        before = [torch.empty_like(t, device=call.device) for t in made]
+    with torch.no_grad(), _launching().recording() as launches:
+        operator_of(call, call.direction)(*before, *tensors, *call.options, 'triton')
+    return plan_of(launches)
+
+
 def _launching():
     return importlib.import_module('..triton_launch', __package__)
 
@@ -217,7 +236,7 @@ def _same_variants(call: Call, plan: list) -> list[list]:
     found = []
     run = operator_of(call, call.direction)
     for height, width in GRIDS:
-        if found and height * width > 2048:
+        if len(found) == _TRIED or (found and height * width > 2048):
             break
         for batch in (2, 1):
             tensors = call.inputs(batch, height, width)

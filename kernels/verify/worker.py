@@ -132,13 +132,27 @@ class Worker:
             self._log = None
 
 
-_own = Worker()
-atexit.register(_own.close)
+_idle: list[Worker] = []
+_all: list[Worker] = []
 
 
 def check(call: probe.Call, plan: list) -> Verdict:
-    """`Worker.check` by this process's worker."""
-    return _own.check(call, plan)
+    """`Worker.check` by one of this process's workers: there are as many as threads have ever asked at once."""
+    try:
+        own = _idle.pop()
+    except IndexError:
+        own = Worker()
+        _all.append(own)
+    try:
+        return own.check(call, plan)
+    finally:
+        _idle.append(own)
+
+
+@atexit.register
+def _close() -> None:
+    for own in _all:
+        own.close()
 
 
 def _device(call: probe.Call):

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import torch
 from mmengine.config import Config
-from mmvmamba.kernels.verify import probe
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mmvmamba.kernels.verify import probe
 from mmvmamba.registry import MODELS
 
 _SIZES = ('scale', 'scales', 'size', 'crop_size', 'img_scale')
@@ -106,13 +106,13 @@ def shapes(cfg: Config) -> list[tuple[bool, int, int, int]]:
 
 
 def dtypes(cfg: Config) -> list[torch.dtype]:
-    """Float32 and what the config's mixed precision takes; bfloat16, as `tools/train.py --amp`, where it says nothing."""
+    """Float32 and what the config's mixed precision takes: bfloat16, as `tools/train.py --amp`, where it has none."""
     half = str((cfg.get('optim_wrapper') or {}).get('dtype') or 'bfloat16').removeprefix('torch.')
     return [torch.float32, getattr(torch, half if half in ('bfloat16', 'float16') else 'bfloat16')]
 
 
 def calls(cfg: Config, shapes, dtypes, device: str) -> Iterator[list[probe.Call]]:
-    """For every backbone, shape and dtype the calls of our operators, as if on `device`, in no particular order.
+    """For every backbone, shape and dtype the calls of our operators, as if on `device`.
 
     Args:
         cfg: the config.

@@ -48,7 +48,7 @@ def test_on_a_gpu_auto_leaves_it_to_each_variant(operator, monkeypatch, caplog):
     pytest.importorskip('triton')
     monkeypatch.delenv('MMVMAMBA_BACKEND', raising=False)
     caplog.set_level('INFO', 'mmvmamba.kernels')
-    dispatch._fastest.cache_clear()
+    dispatch.forget()
     for _ in range(3):
         assert dispatch.choose(operator, 'auto', 'cuda', torch.bfloat16) == 'auto'
     assert [r.getMessage() for r in caplog.records] == [
@@ -62,16 +62,16 @@ def test_without_triton_a_gpu_takes_pytorch(monkeypatch, caplog):
     monkeypatch.setitem(dispatch._why_not.__globals__, 'OLDEST_TRITON', (99, 0))
     pytest.importorskip('triton')
     caplog.set_level('INFO', 'mmvmamba.kernels')
-    dispatch._fastest.cache_clear()
+    dispatch.forget()
     assert dispatch.choose('ss2d', 'auto', 'cuda') == 'torch'
-    dispatch._fastest.cache_clear()
+    dispatch.forget()
     assert 'is too old; expected 99.0 or newer' in caplog.text
 
 
 def test_what_is_asked_for_by_name_is_said_to_be_unchecked(monkeypatch, caplog):
     pytest.importorskip('triton')
     caplog.set_level('INFO', 'mmvmamba.kernels')
-    dispatch._say_unchecked.cache_clear()
+    dispatch.forget()
     assert dispatch.choose('ss2d', 'triton', 'cuda') == 'triton'
     assert 'asked for by name need not prove itself first' in caplog.text
 
@@ -80,10 +80,10 @@ def test_a_wrong_way_to_verify_is_named_at_the_door(monkeypatch):
     pytest.importorskip('triton')
     monkeypatch.delenv('MMVMAMBA_BACKEND', raising=False)
     monkeypatch.setenv('MMVMAMBA_VERIFY', 'never')
-    dispatch._fastest.cache_clear()
+    dispatch.forget()
     with pytest.raises(ValueError, match=r"MMVMAMBA_VERIFY='never' is unknown; expected one of"):
         dispatch.choose('ss2d', 'auto', 'cuda')
-    dispatch._fastest.cache_clear()
+    dispatch.forget()
 
 
 def test_availability_covers_every_backend():
