@@ -14,7 +14,6 @@ a resumed run draws the same. Any other failure passes on unchanged, after the l
 """
 
 import logging
-from pathlib import Path
 
 import cv2
 import mmcv
@@ -23,10 +22,10 @@ import torch
 from mmengine.dataset import Compose
 from mmengine.logging import print_log
 
+from .images import is_cut
+
 _SHOWN = 20
 _UNREADABLE = (OSError, ValueError, AssertionError, SyntaxError, cv2.error)  # SyntaxError: Pillow's for a broken PNG
-_ENDS = {b'\xff\xd8': b'\xff\xd9', b'\x89P': b'IEND'}  # first bytes of a JPEG, a PNG; what must come near the end
-_TAIL = 65536  # cameras append things
 
 
 class BadSampleError(ValueError):
@@ -85,20 +84,10 @@ class CheckedPipeline:
             if self.labels is not None:
                 _refuse_labels(labels, self.labels, self.ignored)
         elif 'img' in data:
-            if _is_cut(path):
+            if is_cut(path):
                 raise ValueError('the file is cut off')
             if 'height' in data and 'width' in data:
                 _fit_size(data, path, (data['height'], data['width']), 'its annotation')
-
-
-def _is_cut(path: str) -> bool:
-    """Whether the end of a JPEG or PNG is missing: decoders fill up with grey and say nothing."""
-    if '://' in str(path):
-        return False
-    with open(path, 'rb') as file:
-        end = _ENDS.get(file.read(2))
-        file.seek(max(0, Path(path).stat().st_size - _TAIL))
-        return end is not None and end not in file.read()
 
 
 def _fit_size(data: dict, path: str, size: tuple[int, int], where: str) -> None:
