@@ -12,8 +12,8 @@ KERNELS = ['mmvmamba.kernels'] + [f'mmvmamba.kernels.{name}' for name in find_pa
 # The onedl-* packages and the original mmcv, mmdet, mmsegmentation share import names. A hard requirement on one family
 # would overwrite the other in a user's environment, so the toolboxes are extras.
 ENGINE = ['onedl-mmengine>=0.10.7']
-# read weights, measure memory: every tool runs with what an extra brings
-TOOLS = ['safetensors', 'psutil']
+# to read weights, measure memory, make the shapes dataset: every tool runs with what one extra brings
+TOOLS = ['safetensors', 'psutil', 'pycocotools']
 DETECTION = [*ENGINE, *TOOLS, 'onedl-mmcv>=2.3', 'onedl-mmdetection>=3.5']
 SEGMENTATION = [*ENGINE, *TOOLS, 'onedl-mmcv>=2.3', 'onedl-mmsegmentation>=1.4', 'ftfy', 'regex']
 CPU = ['numba']
