@@ -41,15 +41,14 @@ def read_image(path: str | Path) -> np.ndarray:
     if path.stat().st_size == 0:
         raise UnreadableImageError(f'{path} cannot be read: the file is empty')
     try:
-        image = mmcv.imread(path)
-        cut = is_cut(path)
+        cut, image = is_cut(path), mmcv.imread(path)
     except (OSError, cv2.error, AssertionError, ValueError) as error:
         reason = ' '.join(str(error).split())
         raise UnreadableImageError(f'{path} cannot be read as an image: {reason}') from error
-    if image is None:
-        raise UnreadableImageError(f'{path} cannot be read: it is no image, or of a kind that OpenCV does not know')
     if cut:
         raise UnreadableImageError(f'{path} cannot be read: the file is cut off')
+    if image is None:
+        raise UnreadableImageError(f'{path} cannot be read: it is no image, or of a kind that OpenCV does not know')
     return image
 
 
@@ -67,17 +66,20 @@ def readable_images(path: str | Path) -> tuple[list[Path], list[str]]:
     for image in _candidates(Path(path)):
         try:
             read_image(image)
-            readable.append(image)
-        except (FileNotFoundError, UnreadableImageError) as error:
+        except (FileNotFoundError, UnreadableImageError) as error:  # a link may lead nowhere
             problems.append(str(error))
+        else:
+            readable.append(image)
     if not readable:
         raise UnreadableImageError('; '.join(problems))
     return readable, problems
 
 
 def _candidates(path: Path) -> list[Path]:
+    if not path.exists():
+        raise FileNotFoundError(f'image {path} does not exist')
     if not path.is_dir():
-        if path.exists() and path.suffix.lower() not in SUFFIXES:
+        if path.suffix.lower() not in SUFFIXES:
             raise UnreadableImageError(f'{path}: expected an image, whose name ends in {", ".join(SUFFIXES)}')
         return [path]
     entries = sorted(path.iterdir())
