@@ -81,7 +81,7 @@ def test_a_folder_gives_what_can_be_read_and_names_the_rest(folder):
 
 
 def test_folders_without_images_say_what_lies_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match='has no image.*found nothing'):
+    with pytest.raises(FileNotFoundError, match=r'has no image.*found nothing'):
         readable_images(tmp_path)
     for name in ('a.txt', 'b.txt', 'c'):
         (tmp_path / name).touch()
