@@ -14,7 +14,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmvmamba import checkpoints
-from mmvmamba.datasets.checks import BadSampleError
+from mmvmamba.datasets.report import DataError
 from mmvmamba.engine import launch
 
 
@@ -84,7 +84,7 @@ def evaluate(cfg, arguments: argparse.Namespace) -> int:
         return 2
     try:
         runner.test()
-    except BadSampleError as error:
+    except DataError as error:
         reason = str(error).strip().splitlines()[-1]  # behind the traceback of a worker, if there was one
         print(f'test.py: {reason}', file=sys.stderr)
         return 1
