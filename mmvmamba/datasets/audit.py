@@ -6,6 +6,7 @@ backend reads from elsewhere, and the annotations of other formats than COCO ins
 """
 
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mmengine.config import Config
@@ -247,13 +248,8 @@ class _Audit:
         loader = source.map_loader
         if loader is None or not all('seg_map_path' in info for info in infos):
             return
-        without = set(files.missing(info['seg_map_path'] for info in infos))
-        self.bad(
-            source,
-            dataset.data_prefix['seg_map_path'],
-            [(path, 'does not exist') for path in sorted(without)],
-            len(infos),
-        )
+        maps = [info['seg_map_path'] for info in infos]
+        without = self.absent(source, dataset.data_prefix['seg_map_path'], maps, len(infos))
         there = [info for info in infos if info['seg_map_path'] not in without and info['img_path'] not in absent]
         if there:
             self.labels(source, dataset, there, classes)
@@ -270,19 +266,20 @@ class _Audit:
             return
         self.report.add('info', folder, f'{len(chosen)} of {len(infos)} label files looked at')
         self.bad(source, folder, looked.bad, len(chosen))
-        paths = [info['seg_map_path'] for info in chosen[:5]]
-        if classes and (looked.bad or looked.maps):
+        if classes:
+            doubts = label_maps.doubts(looked, classes, len(infos), ignored) if looked.maps > len(looked.bad) else []
             reduces = bool(source.map_loader.reduce_zero_label)
-            doubts = label_maps.doubts(looked, classes, len(infos), ignored)
-            hint = label_maps.convention(paths, reduces, len(classes)) if doubts or looked.bad else ''
-            for doubt in doubts or (['some cannot be used'] if looked.bad else []):
-                self.report.add('warning', folder, f'{doubt}. {hint}')
+            said, advice = label_maps.convention([info['seg_map_path'] for info in chosen[:5]], reduces, len(classes))
+            if looked.bad and advice:
+                self.report.add('warning', folder, f'{said}: {advice}')
+            for doubt in doubts:
+                level = 'note' if source.evaluates else 'warning'
+                self.report.add(level, folder, f'{doubt}. {said}{": " if advice else ""}{advice}')
 
     def images(self, source: Source, images: list[tuple[str, tuple[int, int] | None]]) -> set[str]:
         """Image files: whether they exist, and of a sample head, end and size; returns those that do not exist."""
-        absent = set(files.missing(path for path, _ in images))
         where = Path(images[0][0]).parent if images else source.key
-        self.bad(source, where, [(path, 'does not exist') for path in sorted(absent)], len(images))
+        absent = self.absent(source, where, (path for path, _ in images), len(images))
         there = [one for one in images if one[0] not in absent]
         if not source.reads_images:
             return absent
@@ -298,21 +295,25 @@ class _Audit:
         self.bad(source, where, bad, len(chosen))
         return absent
 
-    def bad(self, source: Source, place, bad: list[tuple[str, str]], looked: int) -> None:
-        """Files that cannot be used, out of so many."""
+    def absent(self, source: Source, place, paths: Iterable[str], total: int) -> set[str]:
+        """Files of a folder that do not exist."""
+        absent = files.missing(paths)
+        self.bad(source, place, [(path, 'does not exist') for path in absent], total, files.suffixes)
+        return set(absent)
+
+    def bad(
+        self, source: Source, place, bad: list[tuple[str, str]], looked: int, found: Callable | None = None
+    ) -> None:
+        """Files that cannot be used, out of so many; `found` says what is there instead if it is most of them."""
         stops = source.evaluates or not source.checked
+        level, end = ('error', '') if stops else ('warning', '; left out of training')
         for path, reason in bad[:_NAMED]:
-            self.report.add(
-                'error' if stops else 'warning', path, f'{reason}{"" if stops else "; left out of training"}'
-            )
+            self.report.add(level, path, f'{reason}{end}')
         if len(bad) > _NAMED:
-            self.report.add('error' if stops else 'warning', place, f'{len(bad) - _NAMED} more files cannot be used')
-        if 2 * len(bad) > looked and not stops:
-            self.report.add(
-                'error',
-                place,
-                f'{len(bad)} of {looked} files cannot be used: more than half, so the data or the config is wrong',
-            )
+            self.report.add(level, place, f'{len(bad) - _NAMED} more files cannot be used')
+        if 2 * len(bad) > looked:
+            said = f'{len(bad)} of {looked} files cannot be used, more than half: the data or the config is wrong'
+            self.report.add('error', place, f'{said}; {found(place)}' if found else said)
 
 
 def _categories(content: dict) -> list[str]:

@@ -135,30 +135,35 @@ def doubts(looked: Looked, classes: list[str], total: int, ignored: int) -> list
         said.append(
             f'{len(absent)} of {len(classes)} classes occur in none of {where}: {shorten(map(repr, absent), 10)}'
         )
+    elif len(classes) == 1 and looked.pixels[ignored]:
+        said.append(f'what is not ignored in {where} is all {classes[0]!r}, so there is nothing to learn')
     share = looked.pixels[ignored] / max(looked.pixels.sum(), 1)
     if share > _MOST:
         said.append(f'{100 * share:.1f} % of the pixels of {where} are ignored')
     return said
 
 
-def convention(paths: list[str], reduces: bool, count: int) -> str:
-    """What label files hold as they are written, and what that suggests."""
+def convention(paths: list[str], reduces: bool, count: int) -> tuple[str, str]:
+    """What label files hold as they are written, and what that advises ('' if nothing).
+
+    Args:
+        paths: some of them.
+        reduces: reduce_zero_label.
+        count: number of classes.
+    """
     values: set[int] = set()
     for path in paths:
-        labels = mmcv.imread(path, flag='unchanged', backend='pillow')
-        if labels is not None and labels.ndim == 2:
-            values |= set(np.unique(labels.astype(np.int64)).tolist())
+        if files.image_fault(path) is None:
+            labels = mmcv.imread(path, flag='unchanged', backend='pillow')
+            values |= set(np.unique(labels.astype(np.int64)).tolist()) if labels.ndim == 2 else set()
     said = f'As written, {len(paths)} of them hold {shorten(sorted(values), 20)}, with reduce_zero_label={reduces}'
+    most = max(values - {255}, default=0)
     if values and values <= {0, 255}:
-        advice = ': 255 means ignored, so write 1 for what is 255' + (
-            ', and set reduce_zero_label=False' if reduces else ''
-        )
-    elif reduces and values and max(values - {255}, default=0) < count:
-        advice = (
-            ': it ignores 0 and makes 1 the first class; if 0 is the first, set it to False, in LoadAnnotations too'
-        )
-    elif not reduces and 0 not in values and max(values - {255}, default=0) == count:
-        advice = ': they begin with 1, for which it is made; set it to True'
+        advice = '255 means ignored, so write 1 for 255' + (' and set reduce_zero_label=False' if reduces else '')
+    elif values and reduces and most < count:
+        advice = 'it ignores 0 and makes 1 the first class; if 0 is the first, set it to False, in LoadAnnotations too'
+    elif values and not reduces and most == count:
+        advice = f'{count} classes numbered from 1 need it set to True, in LoadAnnotations too; 0 is then ignored'
     else:
         advice = ''
-    return said + advice
+    return said, advice
