@@ -39,7 +39,7 @@ def check(cfg: Config, splits: tuple[str, ...], how_to_get: str, whole: bool = T
         if report.missing:
             raise FileNotFoundError(f'data is missing or wrong:\n{text}\nHow to get it: {how_to_get}')
         raise DataError(f'the data does not fit the config:\n{text}')
-    return report.lines('warning', 'note')
+    return [f'{finding.place}: {finding.text}' for finding in report.of('warning', 'note')]
 
 
 def _existence(cfg: Config, splits: tuple[str, ...]) -> Report:
