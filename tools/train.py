@@ -15,7 +15,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmvmamba import checkpoints
-from mmvmamba.datasets.checks import BadSampleError
+from mmvmamba.datasets.report import DataError
 from mmvmamba.engine import durable, launch
 from mmvmamba.engine.nonfinite import NonFiniteError
 
@@ -45,7 +45,7 @@ def configure(arguments: argparse.Namespace):
     cfg = launch.load_config(arguments.config, arguments.cfg_options)
     launch.task_of(cfg)
     launch.prepare(cfg, arguments.launcher, arguments.work_dir)
-    launch.check_data(cfg, ('train', 'val'))
+    notes += launch.check_data(cfg, ('train', 'val'))
     if arguments.amp:
         launch.enable_amp(cfg, arguments.amp)
     if arguments.auto_scale_lr:
@@ -82,7 +82,7 @@ def train(cfg, notes: list[str]) -> int:
     except checkpoints.CheckpointError as error:  # of init_cfg, which is read when the weights are initialised
         print(f'train.py: {error}', file=sys.stderr)
         return 2
-    except (BadSampleError, NonFiniteError) as error:
+    except (DataError, NonFiniteError) as error:
         reason = str(error).strip().splitlines()[-1]  # behind the traceback of a worker, if there was one
         print(f'train.py: {reason}', file=sys.stderr)
         return 1
