@@ -5,18 +5,28 @@ names and shapes and says whose weights they look like. This package knows no ba
 registers each family with the names of its published files.
 """
 
+from . import download, scheme
+from .download import WeightsUnavailable
 from .fitting import Report, load, recognise
-from .reading import CheckpointError, read, read_file
+from .published import find, published
+from .reading import RESOLVERS, CheckpointError, locate, read, read_file
 from .translating import Family, architecture, register
 
 __all__ = [
     'CheckpointError',
     'Family',
     'Report',
+    'WeightsUnavailable',
     'architecture',
+    'find',
     'load',
+    'locate',
+    'published',
     'read',
     'read_file',
     'recognise',
     'register',
 ]
+
+RESOLVERS.update(dict.fromkeys(('mmvmamba', 'http', 'https'), download.fetch))
+scheme.register()

@@ -3,9 +3,8 @@
 import contextlib
 import pickle
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from urllib.parse import urlparse
 
 import torch
 
@@ -21,7 +20,7 @@ def read(path: str | Path, *, trust: bool = False) -> dict[str, torch.Tensor]:
 
     Args:
         path: a `.safetensors` file, or a file of `torch.save` with a state dict, bare or in a container; or the URL of
-            one, which is downloaded once.
+            one or `mmvmamba://NAME`, which is downloaded once.
         trust: see `read_file`.
 
     Returns:
@@ -101,22 +100,14 @@ def _harmless_types():
     return torch.serialization.safe_globals([*get_torch_safe_globals(), *_SETTINGS])
 
 
+RESOLVERS: dict[str, Callable[[str], Path]] = {}
+"""Scheme of an address to what makes a local file of it; `download` registers itself."""
+
+
 def locate(source: str | Path) -> Path:
-    """The path of a file, downloaded first if it is a URL. Names of published weights are to be resolved here."""
-    scheme = urlparse(str(source)).scheme
-    return _RESOLVERS[scheme](str(source)) if scheme in _RESOLVERS else Path(source)
-
-
-def _download(url: str) -> Path:
-    path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(url).path).name)
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path))
-    return path
-
-
-# scheme of an address to what makes a local file of it
-_RESOLVERS = {'http': _download, 'https': _download}
+    """The path of a file; one behind an address or a name of published weights is downloaded first."""
+    scheme = str(source).partition('://')[0]
+    return RESOLVERS[scheme](str(source)) if scheme in RESOLVERS else Path(source)
 
 
 def open_source(source, trust: bool) -> dict:

@@ -9,6 +9,7 @@ import math
 import re
 
 import torch
+from mmengine.logging import print_log
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -259,12 +260,22 @@ def _resize(embedding: torch.Tensor, grid: tuple[int, int], target: tuple[int, i
     return resized.permute(0, 2, 3, 1).contiguous().to(embedding.dtype)
 
 
+_SCAN_NORM = '.mixer.layernorm.'
+
+
 def _translate(state_dict, expected) -> dict[str, torch.Tensor]:
     """Classification models: RMSNorm has no bias, and Vim's class token sits in the middle of the positions."""
     translated = dict(state_dict)
     for name, value in expected.items():
         if re.fullmatch(r'layers\.\d+\.norm\.bias', name) and name not in translated:
             translated[name] = torch.zeros_like(value)
+    if 'cls_token' in state_dict and not any(_SCAN_NORM in name for name in state_dict):
+        # its authors' classifiers have no norm behind the scan; the published detector gave them a fresh one
+        fresh = {name: value for name, value in expected.items() if _SCAN_NORM in name}
+        for name, value in fresh.items():
+            translated[name] = torch.ones_like(value) if name.endswith('weight') else torch.zeros_like(value)
+        if fresh:
+            print_log(f'Vim without a norm behind the scan: {len(fresh)} *{_SCAN_NORM}* start fresh', logger='current')
     if 'cls_token' in state_dict and 'pos_embed' in state_dict:
         position = state_dict['pos_embed']
         middle = (position.shape[1] - 1) // 2
