@@ -10,7 +10,7 @@ from mmvmamba.registry import is_type
 def evaluate_faster(cfg: Config) -> None:
     """Replace mmdet's CocoMetric in the evaluators by its FasterCocoMetric: the same figures in less time.
 
-    500 images, 4,000 objects, 24,000 predictions, boxes and masks: every figure equal, 2.2 instead of 5.8 s of processor
+    500 images, 4,000 objects, 24,000 predictions, boxes and masks: figures equal, 2.2 instead of 5.8 s of processor
     time (onedl-mmdetection 3.5.1, faster-coco-eval 1.8.0, an AMD EPYC). Without faster-coco-eval, and in the original
     mmdet, which has no such class, nothing changes.
     """
