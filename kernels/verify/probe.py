@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import json
 import math
 import time
 from collections.abc import Callable
@@ -193,7 +194,7 @@ def operator_of(call: Call, direction: str):
 
 def plan_of(launches) -> list:
     """The variants among launches, as JSON has them."""
-    return [list(variant) for variant in dict.fromkeys(launch.variant() for launch in launches)]
+    return json.loads(json.dumps(list(dict.fromkeys(launch.variant() for launch in launches))))
 
 
 def plan(call: Call) -> list:

@@ -38,8 +38,10 @@ def nothing_known(monkeypatch, tmp_path):
     monkeypatch.setattr(verify, 'run_check', probe.check)
     monkeypatch.setenv('MMVMAMBA_VERIFY', 'first')
     monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
-    if INTERPRETED:  # else no walk of a small input is cut
+    if INTERPRETED:  # which is slow: walks are cut into pieces of one tile, inputs have a few
         monkeypatch.setattr(triton_fwd, 'PROGRAMS_PER_MULTIPROCESSOR', 16)
+        monkeypatch.setattr(triton_fwd, 'SHORTEST_CHUNK', 16)
+        monkeypatch.setattr(probe, 'GRIDS', ((3, 5), (3, 7), (17, 2)))
     caches = (dispatch, registration, triton_launch, verify)
     for module in caches:
         module.forget()
@@ -112,6 +114,9 @@ def test_auto_verifies_keeps_and_takes_triton(monkeypatch):
         depthwise_conv_silu(**conv_inputs(dtype=torch.bfloat16), backend='auto')  # another variant
 
 
+ONE_PASS, CHUNKED = ((3, 4), (3, 6)) if INTERPRETED else ((17, 3), (17, 9))
+
+
 @triton.jit(do_not_specialize=['chunks'])
 def _forgetful_carry(
     p_A, p_sums, p_states, chunks, K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, BACK: tl.constexpr,
@@ -132,7 +137,7 @@ def _forgetful_carry(
 def test_wrong_arithmetic_in_chunks_alone(monkeypatch, caplog):
     monkeypatch.setattr(triton_fwd, '_carry', _forgetful_carry)
     with torch.no_grad():
-        for height, width in ((17, 3), (17, 9)):  # in one pass, in chunks
+        for height, width in ONE_PASS, CHUNKED:
             arguments = scan_grid(height, width)
             y = ss2d(**arguments, backend='auto')
             expected = ss2d(**{k: v.double() for k, v in arguments.items()}, backend='reference')
