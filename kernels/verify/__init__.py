@@ -137,7 +137,7 @@ def variants(calls: Iterable[probe.Call]) -> dict[str, tuple[probe.Call, list]]:
     """Different variants that calls launch, by `key_of`: one of the calls, and its plan. Nothing is launched."""
     found = {}
     for call in calls:
-        plan = probe.plan(call)
+        plan = probe.plan_of_call(call)
         if plan:
             found.setdefault(key_of(call, plan), (call, plan))
     return found

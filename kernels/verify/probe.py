@@ -197,8 +197,8 @@ def plan_of(launches) -> list:
     return json.loads(json.dumps(list(dict.fromkeys(launch.variant() for launch in launches))))
 
 
-def plan(call: Call) -> list:
-    """The variants that a call launches, found with tensors of its size that hold nothing."""
+def empty_arguments(call: Call) -> tuple:
+    """What the implementation of a call's pass takes, of its size and holding nothing."""
     tensors = [
         None if t is None else torch.empty(t[1], dtype=getattr(torch, t[0]), device=call.device) for t in call.tensors
     ]
@@ -207,8 +207,13 @@ def plan(call: Call) -> list:
         shapes = [None if t is None else t.to('meta') for t in tensors]
         made = _listed(operator_of(call, 'forward')(*shapes, *call.options, 'torch'))
         before = [torch.empty_like(t, device=call.device) for t in made]
+    return *before, *tensors, *call.options
+
+
+def plan_of_call(call: Call) -> list:
+    """The variants that a call launches."""
     with torch.no_grad(), _launching().recording() as launches:
-        operator_of(call, call.direction)(*before, *tensors, *call.options, 'triton')
+        operator_of(call, call.direction)(*empty_arguments(call), 'triton')
     return plan_of(launches)
 
 
@@ -231,7 +236,7 @@ def _listed(made) -> list[torch.Tensor]:
     return list(made) if isinstance(made, (tuple, list)) else [made]
 
 
-def _same_variants(call: Call, plan: list) -> list[list]:
+def same_variants(call: Call, plan: list) -> list[list]:
     """Arguments, with their tensors, of small inputs that launch exactly `plan`: the first and the last that do."""
     recording = _launching().recording
     found = []
@@ -331,7 +336,7 @@ def check(call: Call, plan: list) -> Verdict:
                 torch.autocast(torch.device(call.device).type, enabled=False),
             ):
                 stack.enter_context(context)
-            inputs = _same_variants(call, plan)
+            inputs = same_variants(call, plan)
             if not inputs:
                 faults.append(f'none of the small inputs launches {plan}')
             for each in inputs:

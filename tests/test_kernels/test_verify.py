@@ -16,6 +16,7 @@ from mmvmamba.kernels import dispatch
 pytest.importorskip('triton', minversion='.'.join(map(str, dispatch.OLDEST_TRITON)))
 
 from mmvmamba.kernels import verify
+from mmvmamba.kernels.testing import pooled_scan_inputs, scan_inputs, ss2d_inputs
 from mmvmamba.kernels.verify import probe, ranks, verdicts, worker
 from mmvmamba.kernels.verify.verdicts import Store, Verdict
 
@@ -348,3 +349,86 @@ def test_a_rank_that_never_answers_is_not_waited_for_long(monkeypatch):
     assert ranks.agreed('one', 'variant', lambda: PASSED, 0.2) == PASSED
     store.add('failed/variant', 1)  # by a rank on another kind of machine
     assert not ranks.agreed('other', 'variant', lambda: PASSED, 0.2).passed
+
+
+# --- which variant a call launches ------------------------------------------------------------------------------------
+@pytest.fixture
+def able(monkeypatch):
+    """Triton could run here, as far as nothing is launched, on a machine of 132 multiprocessors."""
+    from mmvmamba.kernels import triton_fwd, triton_math
+
+    monkeypatch.setattr(dispatch, '_why_not', lambda backend, device_type, dtype: None)
+    for module in (triton_fwd, triton_math):
+        monkeypatch.setattr(module, 'multiprocessors', lambda device: 132)
+
+
+def calls(operator, size, dtype):
+    """Both passes of an operator on a grid of some size."""
+    batch, height, width = size
+    if operator == 'selective_scan':
+        inputs = scan_inputs(batch, 2, 4, length=height * width, dtype=dtype)
+    elif operator == 'pooled_scan':
+        inputs = pooled_scan_inputs(batch, height, width, channels=16, dtype=dtype)
+    elif operator == 'depthwise_conv_silu':
+        inputs = dict(x=torch.empty(*size, 8, dtype=dtype), weight=torch.empty(8, 1, 3, 3), bias=None)
+    else:
+        inputs = ss2d_inputs(batch, height, width, channels=96, dtype=dtype)
+    tensors = tuple(inputs.values())
+    if operator == 'ss2d_norm':
+        tensors += (torch.empty(96), torch.empty(96), torch.empty(*size, 96, dtype=dtype))
+    options = dict(
+        selective_scan=[(True,)],
+        ss2d=[('cross',), ('bidi',)],
+        ss2d_norm=[(1e-5, 'cross', True)],
+        pooled_scan=[('row', 'mean', 1.0, 1e-5), ('column', 'max', 1.0, 1e-5), ('column', None, 1.0, 1e-5)],
+        depthwise_conv_silu=[()],
+    )[operator]
+    forward = [probe.Call.of(operator, 'forward', (*tensors, *each)) for each in options]
+    return [call._replace(direction=way) for call in forward for way in ('forward', 'backward')]
+
+
+@pytest.mark.parametrize('operator', probe.LAYOUTS)
+def test_equal_facts_are_equal_variants(operator, able):
+    """What tells calls apart in microseconds may not overlook what is compiled in."""
+    from mmvmamba.kernels.verify.facts import facts
+
+    sizes = random.Random(0)
+    grids = [(1, 3, 5), (40, 3, 5), (0, 3, 5), (1, 90, 5), (1, 5, 90), (1, 16, 8), (30, 20, 20)]
+    grids += [(sizes.randint(1, 3), sizes.randint(1, 40), sizes.randint(1, 40)) for _ in range(12)]
+    plans = {}
+    for size in grids:
+        for dtype in (torch.float32, torch.bfloat16):
+            for call in calls(operator, size, dtype):
+                arguments = probe.empty_arguments(call)
+                plan = probe.plan_of_call(call)
+                key = facts(operator, call.direction, arguments)
+                assert plans.setdefault(key, plan) == plan, (call, key)
+    variants = {str(plan) for plan in plans.values()}
+    assert len(variants) > 4
+    assert len(plans) < 40 * len(variants)  # and do not tell everything apart
+
+
+@pytest.mark.parametrize('operator', probe.LAYOUTS)
+def test_a_small_input_launches_what_a_large_one_does(operator, able):
+    for size in ((1, 7, 7), (1, 56, 56), (2, 25, 40), (4, 40, 14)):
+        for call in calls(operator, size, torch.bfloat16):
+            plan = probe.plan_of_call(call)
+            found = probe.same_variants(call, plan)
+            assert len(found) == 2, (call, plan)
+            assert all(max(arguments[0].shape[:3]) <= 70 * 17 for *_, arguments in found)
+
+
+def test_a_gradient_of_zero_and_a_wrong_row_are_noticed():
+    """The canary of every check: what is compared is told apart from nothing."""
+    expected = torch.randn(500, 8, dtype=torch.float64)
+    torch_own = expected + 1e-7 * torch.randn_like(expected)
+    assert probe._judge('dx', torch_own.float(), torch_own, expected, 5e-5)[0] == ''
+    assert 'relative error 1, limit' in probe._judge('dx', torch.zeros_like(expected), torch_own, expected, 5e-5)[0]
+    wrong = torch_own.clone()
+    wrong[7] *= 1.01
+    assert 'relative error' in probe._judge('dx', wrong, torch_own, expected, 5e-5)[0]
+    missing = torch_own.clone()
+    missing[499, 7] = float('nan')
+    assert '1 of 4000 values are not finite' in probe._judge('dx', missing, torch_own, expected, 5e-5)[0]
+    poor = expected + 0.5 * torch.randn_like(expected)  # where PyTorch itself knows nothing, nothing can be proved
+    assert 'zeros would pass' in probe._judge('dx', expected, poor, expected, 5e-5)[0]
