@@ -93,7 +93,6 @@ def pooled_scan(
     Source: Kapse et al., "Fast Vision Mamba", arXiv 2502.00594, section 3.
     """
     name = 'pooled_scan'
-    # one by one: Dynamo of PyTorch 2.11 unpacks no named tuple
     tensors = (xz, *_flat(name, 'forth', forth), *_flat(name, 'back', back), norm_weight, norm_bias)
     case = case_of(name, tensors, axis, pool, scaling, eps)
     if not has_passed(case):
@@ -130,7 +129,7 @@ def _flat(name, way, direction) -> tuple:
     """A direction's tensors."""
     if not isinstance(direction, tuple) or len(direction) != _COUNT:
         raise TypeError(f'{name}: {way} must be a Direction of {_COUNT} tensors, got {type(direction).__name__}')
-    return tuple(direction)
+    return (*direction,)
 
 
 def _check_options(name, axis, pool, scaling):
