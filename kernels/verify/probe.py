@@ -26,8 +26,8 @@ FLOOR = {torch.float32: 5e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """What is forgiven besides, a relative error by norm: float32 kernels take the hardware's fast exp2 and log2."""
 
 GRIDS = (
-    *((4, 3), (17, 1), (17, 3), (3, 17), (1, 33), (17, 9), (9, 17), (5, 33), (33, 5)),
-    *((3, 70), (70, 3), (17, 20), (17, 70), (70, 17), (32768, 1), (1, 32768)),
+    *((4, 3), (17, 1), (17, 3), (3, 17), (1, 33), (6, 17), (17, 6), (17, 9), (9, 17), (5, 33), (33, 5)),
+    *((3, 70), (70, 3), (6, 70), (70, 6), (17, 20), (17, 70), (70, 17), (32768, 1), (1, 32768)),
 )
 """Heights and widths tried in this order: ragged tiles of 8 and 16, lines shorter and longer than a tile, few and many
 chunks; the longest are for indices that need another division."""
@@ -142,19 +142,28 @@ class Call(NamedTuple):
         options = [str(option) for option in self.options]
         return f'{self.tensors[0][0]}, {channels} channels, {", ".join((*parts[:3], *options))}'
 
-    def inputs(self, batch: int, height: int, width: int, seed: int = 0) -> list[torch.Tensor | None]:
-        """Random tensors of this call's kind for a grid of another size."""
-        generator = torch.Generator().manual_seed(seed)
+    def resized(self, batch: int, height: int, width: int) -> 'Call':
+        """The same for a grid of another size."""
         layout = LAYOUTS[self.operator]
         sizes = dict(B=batch, H=height, W=width, L=height * width)
+
+        def shape(name, before):
+            if name not in layout.grid:
+                return before
+            return tuple(sizes.get(letter, size) for letter, size in zip(layout.grid[name], before, strict=True))
+
+        named = zip(layout.tensors, self.tensors, strict=True)
+        return self._replace(tensors=tuple(None if t is None else (t[0], shape(name, t[1])) for name, t in named))
+
+    def inputs(self, seed: int = 0) -> list[torch.Tensor | None]:
+        """Random tensors for the forward pass."""
+        generator = torch.Generator().manual_seed(seed)
         tensors = []
-        for name, described in zip(layout.tensors, self.tensors, strict=True):
+        for name, described in zip(LAYOUTS[self.operator].tensors, self.tensors, strict=True):
             if described is None:
                 tensors.append(None)
                 continue
             dtype, shape = described
-            if name in layout.grid:
-                shape = tuple(sizes.get(letter, size) for letter, size in zip(layout.grid[name], shape, strict=True))
             values = _values(name.removeprefix('forth_').removeprefix('back_'), shape, generator)
             tensors.append(values.to(self.device, getattr(torch, dtype)))
         return tensors
@@ -236,21 +245,16 @@ def _listed(made) -> list[torch.Tensor]:
     return list(made) if isinstance(made, (tuple, list)) else [made]
 
 
-def same_variants(call: Call, plan: list) -> list[list]:
-    """Arguments, with their tensors, of small inputs that launch exactly `plan`: the first and the last that do."""
-    recording = _launching().recording
+def same_variants(call: Call, plan: list) -> list[Call]:
+    """Small inputs that launch exactly `plan`: the first and the last that were tried."""
     found = []
-    run = operator_of(call, call.direction)
     for height, width in GRIDS:
         if len(found) == _TRIED or (found and height * width > 2048):
             break
         for batch in (2, 1):
-            tensors = call.inputs(batch, height, width)
-            cotangent, arguments = _arguments(call, tensors)
-            with recording() as launches:
-                run(*arguments, 'triton')
-            if _same(plan_of(launches), plan):
-                found.append((cotangent, tensors, arguments))
+            small = call.resized(batch, height, width)
+            if _same(plan_of_call(small), plan):
+                found.append(small)
                 break
     return found[:1] + found[-1:] if len(found) > 1 else found
 
@@ -303,8 +307,10 @@ def _names(call: Call) -> list[str]:
     return [f'd{name}' for name, t in zip(names, call.tensors, strict=True) if t is not None]
 
 
-def _compare(call: Call, plan: list, inputs) -> tuple[list[str], dict[str, list[float]]]:
-    cotangent, tensors, arguments = inputs
+def _compare(call: Call, plan: list) -> tuple[list[str], dict[str, list[float]]]:
+    """Faults of a call that should launch `plan`, and errors of what it gives."""
+    tensors = call.inputs()
+    cotangent, arguments = _arguments(call, tensors)
     with _launching().recording(launching=True) as launches, _Poisoned():
         actual = _run(call, arguments, tensors, 'triton')
         if actual[0].is_cuda:
@@ -336,14 +342,23 @@ def check(call: Call, plan: list) -> Verdict:
                 torch.autocast(torch.device(call.device).type, enabled=False),
             ):
                 stack.enter_context(context)
-            inputs = same_variants(call, plan)
-            if not inputs:
+            smaller = same_variants(call, plan)
+            if not smaller:
                 faults.append(f'none of the small inputs launches {plan}')
-            for each in inputs:
-                found, errors = _compare(call, plan, each)
+            for small in smaller:
+                found, errors = _compare(small, plan)
                 faults += found
                 for name, values in errors.items():
                     worst[name] = max(worst.get(name, []), values)
     except Exception as error:  # whatever a kernel, its compiler or the driver raises is what is asked about
-        faults.append(f'{type(error).__name__}: {" ".join(str(error).split())[:400]}')
+        faults.append(_in_words(error))
     return Verdict(not faults, '; '.join(dict.fromkeys(faults)), worst, round(time.monotonic() - start, 2))
+
+
+def _in_words(error: BaseException) -> str:
+    """An exception and what caused it first; compilers quote whole kernels before they come to the point."""
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    words = [f'{type(each).__name__}: {" ".join(str(each).split())}' for each in dict.fromkeys((root, error))]
+    return ' <- '.join(text if len(text) < 400 else f'{text[:150]} ... {text[-250:]}' for text in words)

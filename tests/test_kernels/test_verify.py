@@ -2,7 +2,9 @@
 
 import json
 import logging
+import math
 import multiprocessing
+import random
 import shutil
 import sys
 import threading
@@ -404,7 +406,7 @@ def test_equal_facts_are_equal_variants(operator, able):
                 key = facts(operator, call.direction, arguments)
                 assert plans.setdefault(key, plan) == plan, (call, key)
     variants = {str(plan) for plan in plans.values()}
-    assert len(variants) > 4
+    assert len(variants) >= 4
     assert len(plans) < 40 * len(variants)  # and do not tell everything apart
 
 
@@ -415,7 +417,7 @@ def test_a_small_input_launches_what_a_large_one_does(operator, able):
             plan = probe.plan_of_call(call)
             found = probe.same_variants(call, plan)
             assert len(found) == 2, (call, plan)
-            assert all(max(arguments[0].shape[:3]) <= 70 * 17 for *_, arguments in found)
+            assert all(math.prod(small.tensors[0][1][:3]) <= 2 * 70 * 17 * 32 for small in found)
 
 
 def test_a_gradient_of_zero_and_a_wrong_row_are_noticed():
