@@ -228,7 +228,6 @@ def check_machine() -> list[Finding]:
 
 def check_verdicts() -> list[Finding]:
     """Which Triton kernels have proved themselves on this GPU; a row of its own for each that has not."""
-    name, fix = 'Triton kernels', 'python tools/doctor.py --verify CONFIG'
     try:
         import torch
         from mmvmamba.kernels import availability, dispatch
@@ -240,20 +239,21 @@ def check_verdicts() -> list[Finding]:
         store = verify.store_of(torch.device('cuda', torch.cuda.current_device()))
         mode = dispatch.verify_mode()
     except Exception as error:
-        return [Finding(name, PROBLEM, f'their verdicts cannot be looked up: {error!r}')]
-    return list_verdicts(store.machine['gpu'], store.entries(), name, fix, mode)
+        return [Finding('Triton kernels', PROBLEM, f'their verdicts cannot be looked up: {error!r}')]
+    return list_verdicts(store.entries(), mode)
 
 
-def list_verdicts(gpu: str, entries: dict, name: str, fix: str, mode: str) -> list[Finding]:
+def list_verdicts(entries: dict, mode: str = 'first') -> list[Finding]:
     """A row for all verdicts on this machine, and one for each failed one."""
+    name, fix = 'Triton kernels', 'python tools/doctor.py --verify CONFIG'
     failed = [entry for entry in entries.values() if not entry['passed']]
     proved = len(entries) - len(failed)
     if mode == 'off':
-        summary = Finding(name, NOTE, f'trusted on {gpu} without a check: MMVMAMBA_VERIFY=off')
+        summary = Finding(name, NOTE, 'trusted without a check: MMVMAMBA_VERIFY=off')
     elif not entries:
-        summary = Finding(name, NOTE, f'none has been checked on {gpu} yet: each will be on its first call', fix)
+        summary = Finding(name, NOTE, 'none has been checked on this GPU yet: each will be on its first call', fix)
     else:
-        summary = Finding(name, OK, f'{proved} variants proved on {gpu}, {len(failed)} failed')
+        summary = Finding(name, OK, f'{proved} variants proved on this GPU, {len(failed)} failed')
     rows = [
         Finding(
             f'{entry["operator"]} {entry["direction"]}',
