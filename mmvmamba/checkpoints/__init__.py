@@ -5,8 +5,8 @@ names and shapes and says whose weights they look like. This package knows no ba
 registers each family with the names of its published files.
 """
 
-from .fitting import Report, load, recognise
-from .reading import CheckpointError, read, read_file
+from .fitting import Report, fit, fit_part, load, recognise
+from .reading import CheckpointError, guard, read, read_file
 from .translating import Family, architecture, register
 
 __all__ = [
@@ -14,6 +14,9 @@ __all__ = [
     'Family',
     'Report',
     'architecture',
+    'fit',
+    'fit_part',
+    'guard',
     'load',
     'read',
     'read_file',
