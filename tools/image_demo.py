@@ -38,15 +38,16 @@ def draw(arguments: argparse.Namespace) -> None:
     init_default_scope(task)
     device = arguments.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
     options = dict(model=arguments.config, weights=arguments.checkpoint, device=device, scope=task)
-    if task == 'mmdet':
-        from mmdet.apis import DetInferencer
+    with checkpoints.guard(trust):
+        if task == 'mmdet':
+            from mmdet.apis import DetInferencer
 
-        inferencer, drawing = DetInferencer(**options), dict(pred_score_thr=arguments.score_thr)
-    else:
-        from mmseg.apis import MMSegInferencer
+            inferencer, drawing = DetInferencer(**options), dict(pred_score_thr=arguments.score_thr)
+        else:
+            from mmseg.apis import MMSegInferencer
 
-        inferencer, drawing = MMSegInferencer(**options), {}
-    # strictly: the inferencer took what fits and went on
+            inferencer, drawing = MMSegInferencer(**options), {}
+    # the heads as well: the inferencer took what fits and went on
     checkpoints.load(arguments.checkpoint, inferencer.model, trust=trust)
     inferencer(str(arguments.image), out_dir=arguments.out, **drawing)
     print(f'Pictures: {Path(arguments.out) / "vis"}')

@@ -78,7 +78,8 @@ def build(cfg, arguments: argparse.Namespace) -> Runner:
 def evaluate(cfg, arguments: argparse.Namespace) -> int:
     """Test the checkpoint; what comes back is the exit code."""
     try:
-        runner = build(cfg, arguments)
+        with checkpoints.guard(arguments.trust_checkpoint):
+            runner = build(cfg, arguments)
     except (FileNotFoundError, ValueError) as error:
         print(f'test.py: {error}', file=sys.stderr)
         return 2

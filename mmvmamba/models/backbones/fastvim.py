@@ -189,28 +189,28 @@ class FastVim(BaseBackbone):
         self._resized.clear()  # mmengine's averaged weights are swapped in without a trace, but before a change of mode
         return super().train(mode)
 
-    def _load_from_state_dict(self, state_dict, prefix, *arguments):
-        """Refuse weights of another patch size, bring the position embedding to this model's grid, load."""
+    def _load_from_state_dict(self, *arguments):
         self._resized.clear()
-        weight = state_dict.get(f'{prefix}patch_embed.proj.weight')
-        if weight is not None and weight.shape[2:] != self.patch_embed.proj.weight.shape[2:]:
-            theirs = ' x '.join(str(side) for side in weight.shape[2:])
+        super()._load_from_state_dict(*arguments)
+
+    def _adapted(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """Refuse weights of another patch size, bring the position embedding to this model's grid."""
+        if name == 'patch_embed.proj.weight' and value.shape[2:] != self.patch_embed.proj.weight.shape[2:]:
+            theirs = ' x '.join(str(side) for side in value.shape[2:])
             raise checkpoints.CheckpointError(
                 f'{type(self).__name__}: the checkpoint was trained with patches of {theirs} pixels, this model has '
                 f'patch_size={self.patch_size}; build it with the patch size of the checkpoint'
             )
-        key = f'{prefix}pos_embed'
-        embedding = state_dict.get(key)
-        if embedding is not None and embedding.ndim == 3 and embedding.shape[1] != self.pos_embed.shape[1]:
-            side = math.isqrt(embedding.shape[1])
-            if side * side != embedding.shape[1]:
-                raise checkpoints.CheckpointError(
-                    f'{type(self).__name__}: the position embedding of the checkpoint has {embedding.shape[1]} tokens, '
-                    f'which are no square grid, and this model has a grid of {self.grid[0]} x {self.grid[1]}; build it '
-                    f'with img_size=(H, W) of the images that the checkpoint was trained on'
-                )
-            state_dict[key] = _resize(embedding, (side, side), self.grid).flatten(1, 2)
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        if name != 'pos_embed' or value.ndim != 3 or value.shape[1] == self.pos_embed.shape[1]:
+            return value
+        side = math.isqrt(value.shape[1])
+        if side * side != value.shape[1]:
+            raise checkpoints.CheckpointError(
+                f'{type(self).__name__}: the position embedding of the checkpoint has {value.shape[1]} tokens, '
+                f'which are no square grid, and this model has a grid of {self.grid[0]} x {self.grid[1]}; build it '
+                f'with img_size=(H, W) of the images that the checkpoint was trained on'
+            )
+        return _resize(value, (side, side), self.grid).flatten(1, 2)
 
     def _position(self, grid: tuple[int, int]) -> torch.Tensor:
         """The position embedding for a grid, `(1, H, W, C)`; interpolated once per grid in inference."""
@@ -291,4 +291,5 @@ def _measure(state_dict) -> dict | None:
     return dict(embed_dims=patches.shape[0], depth=len(numbers), patch_size=patches.shape[-1])
 
 
-checkpoints.register(checkpoints.Family('fastvim', 'FastVim', ARCHS, _measure, _translate))
+_CONTAINERS = ('state_dict_ema', 'state_dict', 'model', 'model_ema')
+checkpoints.register(checkpoints.Family('fastvim', 'FastVim', ARCHS, _measure, _translate, _CONTAINERS))
