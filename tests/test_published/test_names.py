@@ -201,6 +201,21 @@ def test_a_name_that_does_not_fit_the_model_is_refused_on_every_road(folder):
         assert all(torch.equal(value, before[name]) for name, value in model.backbone.state_dict().items())
 
 
+def test_a_bare_name_must_fit_its_config_whole(folder, monkeypatch):
+    """An inferencer takes the address out of the metafile and loads loosely; the heads are held to the config here."""
+    name = 'upernet_vmamba_t'
+    parameters, build = golden('vmamba_s1')
+    monkeypatch.setattr(checkpoints.scheme, '_model_of', lambda config: Detector(build()))
+    rest = {'neck.weight': torch.ones(2, 3), 'neck.bias': torch.zeros(2), 'bbox_head.weight': torch.ones(2, 2)}
+    whole = {f'backbone.{key}': value for key, value in parameters.items()} | rest
+    put(folder, name, {'state_dict': whole | {'bbox_head.bias': torch.zeros(2)}})
+    found = CheckpointLoader.load_checkpoint(published()[name].address)['state_dict']
+    assert found.keys() == Detector(build()).state_dict().keys()
+    put(folder, name, {'state_dict': whole})
+    with pytest.raises(CheckpointError, match=r'1 missing:\n  bbox_head\.bias'):
+        CheckpointLoader.load_checkpoint(published()[name].address)
+
+
 def test_mmengine_gets_classes_where_the_file_names_none(folder):
     import mmdet.datasets  # noqa: F401  the toolbox that knows them
 
