@@ -152,19 +152,21 @@ def fit_part(state_dict: Tensors, backbone: nn.Module, label: str) -> dict[str, 
     Raises:
         CheckpointError: names or shapes that do not fit.
     """
-    expected = backbone.state_dict()
-    fitted, dropped, fresh = translate(state_dict, family_of(backbone), expected)
+    expected, family = backbone.state_dict(), family_of(backbone)
+    if family is None:
+        raise TypeError(f'{type(backbone).__name__} has no family that is registered with mmvmamba.checkpoints')
+    fitted, dropped, fresh = translate(state_dict, family, expected)
     problems = _compare(expected, fitted, set(fresh))
     if any(problems.values()):
         raise CheckpointError(_explain(problems, [], state_dict, fitted, backbone, expected, label))
     return fitted | {name: state_dict[name] for name in dropped if name in state_dict}
 
 
-def recognise(source, *, trust: bool = False) -> tuple[str, str]:
+def recognise(source, *, trust: bool = False, container: str | None = None) -> tuple[str, str]:
     """Tell the backbone in a checkpoint by its shapes.
 
     Args:
-        source, trust: as for `load`.
+        source, trust, container: as for `load`.
 
     Returns:
         Family ('vmamba' or 'fastvim') and architecture.
@@ -173,7 +175,7 @@ def recognise(source, *, trust: bool = False) -> tuple[str, str]:
         FileNotFoundError, CheckpointError: as `load`; also for shapes of no published architecture.
     """
     label = 'a dict' if isinstance(source, Mapping) else str(source)
-    given = unwrap(parameters(open_source(source, trust), label).state_dict, label)
+    given = unwrap(parameters(open_source(source, trust), label, container).state_dict, label)
     state_dict = {name.removeprefix('backbone.'): value for name, value in given.items()}
     family, arch, _ = identify(state_dict)
     if not arch:

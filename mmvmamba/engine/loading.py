@@ -43,7 +43,7 @@ class StrictLoading(Hook):
         try:
             fitted, report = checkpoints.fit(checkpoint, _plain(runner), source, **options)
             if resuming and not sharded:
-                _refuse_other_optimizer(checkpoint.get('optimizer'), runner.optim_wrapper, source)
+                _refuse_other_optimizer(checkpoint.get('optimizer'), getattr(runner, 'optim_wrapper', None), source)
         except checkpoints.CheckpointError as error:
             if not resuming:
                 raise
@@ -71,7 +71,7 @@ def _plain(runner) -> nn.Module:
 
 def _refuse_other_optimizer(state, wrapper, source: str) -> None:
     theirs = state.get('param_groups') if isinstance(state, Mapping) else None
-    ours = getattr(wrapper, 'param_groups', None)
+    ours = getattr(getattr(wrapper, 'optimizer', None), 'param_groups', None)  # the wrapper's own has one more
     if not isinstance(theirs, list) or not isinstance(ours, list):  # several optimizers, each with groups of its own
         return
     sizes = [[len(group['params']) for group in groups] for groups in (theirs, ours)]

@@ -32,8 +32,7 @@ class BaseBackbone(BaseModule):
 
         Raises:
             TypeError: `init_cfg` is neither a dict nor a list of dicts.
-            ValueError: `init_cfg` has a key that is not understood.
-            FileNotFoundError, CheckpointError: see `checkpoints.load`.
+            FileNotFoundError, CheckpointError: see `checkpoints.load`; also for a key that is not understood.
         """
         entries = self.init_cfg if isinstance(self.init_cfg, (list, tuple)) else [self.init_cfg or {}]
         if not all(isinstance(entry, dict) for entry in entries):
@@ -59,9 +58,9 @@ class BaseBackbone(BaseModule):
             del options['map_location']
         unknown = [key for key in options if key not in _PRETRAINED_KEYS]
         if unknown or not options.get('checkpoint'):
-            raise ValueError(
-                f'{type(self).__name__}: init_cfg={entry!r}'
-                + (f' has unknown keys {unknown}' if unknown else ' has no checkpoint')
+            raise checkpoints.CheckpointError(
+                f'{type(self).__name__}: init_cfg={entry!r} '
+                + (f'has keys that are not understood: {unknown}' if unknown else 'names no checkpoint')
                 + f'; expected type, {", ".join(_PRETRAINED_KEYS)}'
             )
         return options
@@ -80,7 +79,8 @@ class BaseBackbone(BaseModule):
             if not own and unexpected_keys:
                 raise checkpoints.CheckpointError(
                     f'the state dict has nothing for {type(self).__name__} under {prefix!r}, and nobody takes its '
-                    f'{unexpected_keys[:5]}. Weights of a backbone alone, a classifier say, are loaded by its init_cfg'
+                    f'{unexpected_keys[:3]}. Remove what stands before the names, if they differ in that. Weights of a '
+                    f'backbone alone, a classifier say, are loaded by its init_cfg or by load_from of tools/train.py'
                 )
             if own:
                 stripped = {name.removeprefix(prefix): value for name, value in own.items()}
