@@ -4,7 +4,6 @@ import argparse
 import re
 import sys
 import types
-from pathlib import Path
 
 import golden_runs
 import pytest
@@ -13,13 +12,12 @@ from mmengine.model import BaseModule
 from mmengine.runner import load_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 from mmvmamba.kernels.testing import load_golden
+from published_files import DATA, Dangerous, as_convolutions, old_names, with_class_token
 from safetensors.torch import save_file
 from torch import nn
 
 from mmvmamba import checkpoints
 from mmvmamba.checkpoints import CheckpointError, published
-
-DATA = Path(__file__).resolve().parents[1] / 'data'
 
 
 @pytest.fixture(autouse=True)
@@ -44,21 +42,6 @@ def golden(name):
     return golden_runs.parameters_of(tensors), lambda **options: build(metadata['official_kwargs'], **options)
 
 
-OLD = ((r'^patch_embed\.0\.', 'patch_embed.proj.'), (r'^patch_embed\.2\.', 'patch_embed.norm.'))
-OLD += ((r'(blocks\.\d+)\.norm\.', r'\1.ln_1.'), (r'\.op\.', '.self_attention.'))
-LINEARS = ('in_proj.weight', 'out_proj.weight', 'fc1.weight', 'fc2.weight')
-
-
-def old_names(parameters):
-    for pattern, replacement in OLD:
-        parameters = {re.sub(pattern, replacement, name): value for name, value in parameters.items()}
-    return parameters
-
-
-def as_convolutions(parameters):
-    return {name: v[..., None, None] if name.endswith(LINEARS) else v for name, v in parameters.items()}
-
-
 def classifier(parameters):
     """VMamba's: without output norms, with a head."""
     body = {name: value for name, value in parameters.items() if not name.startswith('outnorm')}
@@ -73,12 +56,8 @@ def fastvim_classifier(parameters):
 
 def vim_classifier(parameters):
     """With a class token and its position in the middle, and, as its authors build it, no norm behind the scan."""
-    position = parameters['pos_embed']
-    middle = position.shape[1] // 2
-    token = torch.full_like(position[:, :1], 9.0)
-    position = torch.cat([position[:, :middle], token, position[:, middle:]], dim=1)
-    body = {name: value for name, value in fastvim_classifier(parameters).items() if '.layernorm.' not in name}
-    return body | {'cls_token': token, 'pos_embed': position}
+    body = with_class_token(fastvim_classifier(parameters))
+    return {name: value for name, value in body.items() if '.layernorm.' not in name}
 
 
 def lightning(parameters):
@@ -228,10 +207,6 @@ def test_mmengine_gets_classes_where_the_file_names_none(folder):
 
 
 def test_code_in_a_published_file_is_refused(folder):
-    class Dangerous:
-        def __reduce__(self):
-            return print, ('ran',)
-
     source = put(folder, 'maskrcnn_vmamba_t', {'state_dict': {'a': torch.ones(1)}, 'hook': Dangerous()})
     for name in (source, published()['maskrcnn_vmamba_t'].address):  # the latter as an inferencer takes it
         with pytest.raises(CheckpointError, match='could run code and are refused'):
