@@ -1,7 +1,7 @@
 """Turn published weights into a file that every loader understands: our names, nothing but parameters.
 
-IN may be anything that `mmvmamba.checkpoints.load` takes: a classifier, a detector or a segmentor, old names, a URL. OUT
-is a folder or a file name; the file's name gets a hash of its content.
+IN may be anything that `mmvmamba.checkpoints.load` takes: a classifier, a detector or a segmentor, old names, a URL.
+OUT is a folder or a file name; the file's name gets a hash of its content.
 
 Examples:
     python tools/convert_checkpoint.py vssm1_tiny_0230s_ckpt_epoch_264.pth weights/vmamba_tiny_s1l8.safetensors
