@@ -3,9 +3,10 @@
 Examples:
     python tools/train.py configs/maskrcnn_vmamba_t.py
     python tools/train.py configs/upernet_vmamba_t.py --amp --work-dir work_dirs/first_try --resume
-    python tools/train.py configs/maskrcnn_vmamba_t.py --cfg-options model.backbone.init_cfg.type=Pretrained \\
-        model.backbone.init_cfg.checkpoint=vmamba_t.pth
+    python tools/train.py configs/maskrcnn_vmamba_t.py --cfg-options model.backbone.init_cfg.checkpoint=vmamba_t.pth
     python tools/train.py my_classes.py --fresh-heads --cfg-options load_from=work_dirs/coco/epoch_12.pth
+
+The published recipes start from their authors' ImageNet weights, downloaded once; --from-scratch does without.
 """
 
 import argparse
@@ -13,12 +14,9 @@ import os
 import sys
 from pathlib import Path
 
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
-
 from mmvmamba import checkpoints
-from mmvmamba.datasets.checks import BadSampleError
-from mmvmamba.engine import durable, launch, loading
+from mmvmamba.datasets.report import DataError
+from mmvmamba.engine import durable, launch, start
 from mmvmamba.engine.nonfinite import NonFiniteError
 from mmvmamba.registry import HOOKS, is_type
 
@@ -43,6 +41,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--amp', nargs='?', const='bf16', choices=launch.PRECISIONS, help='mixed precision; bf16 unless fp16 is said'
     )
+    parser.add_argument(
+        '--from-scratch', action='store_true', help='start from random weights, whatever the config starts from'
+    )
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the actual batch size')
     launch.add_arguments(parser)
     return parser.parse_args(argv)
@@ -54,7 +55,7 @@ def configure(arguments: argparse.Namespace):
     cfg = launch.load_config(arguments.config, arguments.cfg_options)
     launch.task_of(cfg)
     launch.prepare(cfg, arguments.launcher, arguments.work_dir)
-    launch.check_data(cfg, ('train', 'val'))
+    notes += launch.check_data(cfg, ('train', 'val'))
     if arguments.amp:
         launch.enable_amp(cfg, arguments.amp)
     if arguments.auto_scale_lr:
@@ -62,11 +63,11 @@ def configure(arguments: argparse.Namespace):
             raise ValueError(f'--auto-scale-lr: {arguments.config} does not say auto_scale_lr.base_batch_size')
         cfg.auto_scale_lr.enable = True
     notes += configure_weights(cfg, arguments)
-    return cfg, notes
+    return cfg, notes + start.settle(cfg, arguments.from_scratch, arguments.trust_checkpoint)
 
 
 def configure_weights(cfg, arguments: argparse.Namespace) -> list[str]:
-    """Decide which checkpoints the run will read, and read each once, so that a bad one stops it here.
+    """Decide what the run loads or resumes, and read it once, so that a bad file stops it here.
 
     Returns:
         What the log must say about it.
@@ -86,9 +87,6 @@ def configure_weights(cfg, arguments: argparse.Namespace) -> list[str]:
         cfg.resume, cfg.load_from = True, arguments.resume
     elif cfg.get('load_from'):
         checkpoints.read(cfg.load_from, trust=trust)
-    for entry in loading.pretrained(cfg.model):
-        if entry.get('checkpoint') and '://' not in entry['checkpoint']:
-            checkpoints.read_file(entry['checkpoint'], trust=trust)
     hooks = [hook for hook in cfg.get('custom_hooks') or [] if not is_type(hook['type'], 'StrictLoading', HOOKS)]
     fresh_heads = arguments.fresh_heads or bool(cfg.get('fresh_heads'))
     cfg.custom_hooks = [*hooks, dict(type='mmvmamba.StrictLoading', fresh_heads=fresh_heads)]
@@ -99,14 +97,11 @@ def train(cfg, notes: list[str], trust: bool) -> int:
     """Build the runner and train; what comes back is the exit code."""
     try:
         with checkpoints.guard(trust):
-            runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-            for note in notes:
-                runner.logger.warning(note)
-            runner.train()
+            start.build_runner(cfg, notes).train()
     except checkpoints.CheckpointError as error:  # weights are initialised, loaded and resumed at the start
         print(f'train.py: {error}', file=sys.stderr)
         return 2
-    except (BadSampleError, NonFiniteError) as error:
+    except (DataError, NonFiniteError) as error:
         reason = str(error).strip().splitlines()[-1]  # behind the traceback of a worker, if there was one
         print(f'train.py: {reason}', file=sys.stderr)
         return 1

@@ -5,21 +5,31 @@ names and shapes and says whose weights they look like. This package knows no ba
 registers each family with the names of its published files.
 """
 
+from . import download, scheme
+from .download import WeightsUnavailable
 from .fitting import Report, fit, fit_part, load, recognise
-from .reading import CheckpointError, guard, read, read_file
+from .published import find, published
+from .reading import RESOLVERS, CheckpointError, guard, locate, read, read_file
 from .translating import Family, architecture, register
 
 __all__ = [
     'CheckpointError',
     'Family',
     'Report',
+    'WeightsUnavailable',
     'architecture',
+    'find',
     'fit',
     'fit_part',
     'guard',
     'load',
+    'locate',
+    'published',
     'read',
     'read_file',
     'recognise',
     'register',
 ]
+
+RESOLVERS.update(dict.fromkeys(('mmvmamba', 'http', 'https'), download.fetch))
+scheme.register()

@@ -5,10 +5,9 @@ import contextlib
 import contextvars
 import pickle
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlparse
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ def read(path: str | Path, *, trust: bool = False) -> dict[str, torch.Tensor]:
 
     Args:
         path: a `.safetensors` file, or a file of `torch.save` with a state dict, bare or in a container; or the URL of
-            one, which is downloaded once.
+            one or `mmvmamba://NAME`, which is downloaded once.
         trust: see `read_file`.
 
     Returns:
@@ -180,7 +179,7 @@ def guard(trust: bool = False):
     """
     from mmengine.runner.checkpoint import CheckpointLoader
 
-    def load_from_guard(filename, map_location=None):
+    def load_from_mmvmamba(filename, map_location=None):
         content = read_file(filename)
         if 'state_dict' not in content:  # the only container that mmengine looks into
             content['state_dict'] = parameters(content, filename).state_dict
@@ -189,7 +188,7 @@ def guard(trust: bool = False):
     schemes, token = CheckpointLoader._schemes, _trusting.set(trust)
     CheckpointLoader._schemes = dict(schemes)
     try:
-        CheckpointLoader.register_scheme(('', *(f'{scheme}://' for scheme in _RESOLVERS)), load_from_guard, force=True)
+        CheckpointLoader.register_scheme(('', 'http://', 'https://'), load_from_mmvmamba, force=True)
         with _allowing(_harmless_types()):
             yield
     finally:
@@ -197,22 +196,14 @@ def guard(trust: bool = False):
         _trusting.reset(token)
 
 
+RESOLVERS: dict[str, Callable[[str], Path]] = {}
+"""Scheme of an address to what makes a local file of it; `download` registers itself."""
+
+
 def locate(source: str | Path) -> Path:
-    """The path of a file, downloaded first if it is a URL. Names of published weights are to be resolved here."""
-    scheme = urlparse(str(source)).scheme
-    return _RESOLVERS[scheme](str(source)) if scheme in _RESOLVERS else Path(source)
-
-
-def _download(url: str) -> Path:
-    path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(url).path).name)
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path))
-    return path
-
-
-# scheme of an address to what makes a local file of it
-_RESOLVERS = {'http': _download, 'https': _download}
+    """The path of a file; one behind an address or a name of published weights is downloaded first."""
+    scheme = str(source).partition('://')[0]
+    return RESOLVERS[scheme](str(source)) if scheme in RESOLVERS else Path(source)
 
 
 def open_source(source, trust: bool) -> dict:
