@@ -1,6 +1,7 @@
 """What a user gets from the wheel, in an empty directory, and what importing costs."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -58,7 +59,22 @@ def test_wheel_is_pure_python_and_complete(wheel):
     ):
         files = (path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob('*.py') if '.mim' not in path.parts)
         assert not {f'{inside}/{file}' for file in files} - set(names)
-    assert any(name.endswith('LICENSE') for name in names)
+    assert any(name.endswith('.dist-info/licenses/LICENSE') or name.endswith('.dist-info/LICENSE') for name in names)
+
+
+def test_no_family_of_toolboxes_comes_without_an_extra(wheel):
+    """The forks and the originals share import names: a plain install must never write one over the other."""
+    archive = zipfile.ZipFile(wheel)
+    (metadata,) = (name for name in archive.namelist() if name.endswith('.dist-info/METADATA'))
+    asked = re.findall(
+        r'^Requires-Dist: ([\w.-]+)[^;\n]*(?:;.*extra == [\'"](\w+)[\'"])?', archive.read(metadata).decode(), re.M
+    )
+    plain = {name for name, extra in asked if not extra}
+    assert plain == {'torch', 'numpy'}
+    extras = {extra: {name for name, of in asked if of == extra} for _, extra in asked if extra}
+    assert set(extras) == {'det', 'seg', 'all', 'cpu', 'test'}
+    assert extras['all'] == extras['det'] | extras['seg'] | extras['cpu']
+    assert not {'mmcv', 'mmdet', 'mmengine', 'mmsegmentation'} & set.union(*extras.values())
 
 
 def test_forward_and_both_type_names_from_an_empty_directory(site, tmp_path):

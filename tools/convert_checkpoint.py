@@ -1,7 +1,7 @@
 """Turn published weights into a file that every loader understands: our names, nothing but parameters.
 
-IN may be anything that `mmvmamba.checkpoints.load` takes: a classifier, a detector or a segmentor, old names, a URL. OUT
-is a folder or a file name; the file's name gets a hash of its content.
+IN may be anything that `mmvmamba.checkpoints.load` takes: a classifier, a detector or a segmentor, old names, a URL.
+OUT is a folder or a file name; the file's name gets a hash of its content.
 
 Examples:
     python tools/convert_checkpoint.py vssm1_tiny_0230s_ckpt_epoch_264.pth weights/vmamba_tiny_s1l8.safetensors
@@ -10,11 +10,11 @@ Examples:
 
 import argparse
 import hashlib
+import importlib.util
 import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from mmvmamba import checkpoints
 from mmvmamba.engine import launch
@@ -47,6 +47,8 @@ def convert(source: str, out: Path, arch: str | None, trust: bool = False, conta
     suffix = out.suffix or '.safetensors'
     if suffix not in ('.safetensors', '.pth'):
         raise ValueError(f'OUT {out}: expected a folder or a name ending in .safetensors or .pth')
+    if suffix == '.safetensors' and importlib.util.find_spec('safetensors') is None:
+        raise ValueError(f'OUT {out}: safetensors is not installed; pip install safetensors, or write a .pth file')
     family, found = checkpoints.recognise(source, trust=trust, container=container)
     arch = arch or found
     model = FAMILIES[family](arch)
@@ -64,6 +66,8 @@ def convert(source: str, out: Path, arch: str | None, trust: bool = False, conta
     if suffix == '.pth':
         torch.save({'meta': {'arch': arch, 'source': Path(source).name}, 'state_dict': state_dict}, path)
     else:
+        from safetensors.torch import save_file
+
         save_file(state_dict, path, metadata={'arch': arch, 'source': Path(source).name})
     return path
 

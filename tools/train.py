@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from mmvmamba import checkpoints
-from mmvmamba.datasets.checks import BadSampleError
+from mmvmamba.datasets.report import DataError
 from mmvmamba.engine import durable, launch, start
 from mmvmamba.engine.nonfinite import NonFiniteError
 from mmvmamba.registry import HOOKS, is_type
@@ -55,7 +55,7 @@ def configure(arguments: argparse.Namespace):
     cfg = launch.load_config(arguments.config, arguments.cfg_options)
     launch.task_of(cfg)
     launch.prepare(cfg, arguments.launcher, arguments.work_dir)
-    launch.check_data(cfg, ('train', 'val'))
+    notes += launch.check_data(cfg, ('train', 'val'))
     if arguments.amp:
         launch.enable_amp(cfg, arguments.amp)
     if arguments.auto_scale_lr:
@@ -63,11 +63,11 @@ def configure(arguments: argparse.Namespace):
             raise ValueError(f'--auto-scale-lr: {arguments.config} does not say auto_scale_lr.base_batch_size')
         cfg.auto_scale_lr.enable = True
     notes += configure_weights(cfg, arguments)
-    return cfg, notes
+    return cfg, notes + start.settle(cfg, arguments.from_scratch, arguments.trust_checkpoint)
 
 
 def configure_weights(cfg, arguments: argparse.Namespace) -> list[str]:
-    """Decide which checkpoints the run will read, and read each once, so that a bad one stops it here.
+    """Decide what the run loads or resumes, and read it once, so that a bad file stops it here.
 
     Returns:
         What the log must say about it.
@@ -87,7 +87,6 @@ def configure_weights(cfg, arguments: argparse.Namespace) -> list[str]:
         cfg.resume, cfg.load_from = True, arguments.resume
     elif cfg.get('load_from'):
         checkpoints.read(cfg.load_from, trust=trust)
-    notes += start.settle(cfg, arguments.from_scratch, trust)
     hooks = [hook for hook in cfg.get('custom_hooks') or [] if not is_type(hook['type'], 'StrictLoading', HOOKS)]
     fresh_heads = arguments.fresh_heads or bool(cfg.get('fresh_heads'))
     cfg.custom_hooks = [*hooks, dict(type='mmvmamba.StrictLoading', fresh_heads=fresh_heads)]
@@ -102,7 +101,7 @@ def train(cfg, notes: list[str], trust: bool) -> int:
     except checkpoints.CheckpointError as error:  # weights are initialised, loaded and resumed at the start
         print(f'train.py: {error}', file=sys.stderr)
         return 2
-    except (BadSampleError, NonFiniteError) as error:
+    except (DataError, NonFiniteError) as error:
         reason = str(error).strip().splitlines()[-1]  # behind the traceback of a worker, if there was one
         print(f'train.py: {reason}', file=sys.stderr)
         return 1

@@ -179,7 +179,7 @@ def guard(trust: bool = False):
     """
     from mmengine.runner.checkpoint import CheckpointLoader
 
-    def load_from_guard(filename, map_location=None):
+    def load_from_mmvmamba(filename, map_location=None):
         content = read_file(filename)
         if 'state_dict' not in content:  # the only container that mmengine looks into
             content['state_dict'] = parameters(content, filename).state_dict
@@ -188,7 +188,7 @@ def guard(trust: bool = False):
     schemes, token = CheckpointLoader._schemes, _trusting.set(trust)
     CheckpointLoader._schemes = dict(schemes)
     try:
-        CheckpointLoader.register_scheme(('', 'http://', 'https://'), load_from_guard, force=True)
+        CheckpointLoader.register_scheme(('', 'http://', 'https://'), load_from_mmvmamba, force=True)
         with _allowing(_harmless_types()):
             yield
     finally:

@@ -1,16 +1,16 @@
 """Weights on their way into a run: `load_from` and `resume` of mmengine's runners, as strict as `checkpoints.load`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.registry import MODELS, WEIGHT_INITIALIZERS
+from mmengine.registry import MODELS
 from torch import nn
 
 from mmvmamba import checkpoints
-from mmvmamba.registry import HOOKS, is_type
+from mmvmamba.registry import HOOKS
 
 
 @HOOKS.register_module()
@@ -81,18 +81,3 @@ def _refuse_other_optimizer(state, wrapper, source: str) -> None:
             f'optimizer of this config has {sum(sizes[1])} in {len(sizes[1])}: optim_wrapper.paramwise_cfg, its '
             f'constructor or frozen layers differ'
         )
-
-
-def pretrained(model) -> Iterator[dict]:
-    """Every entry of type Pretrained in the `init_cfg`s of a model's config, nested ones included."""
-    if isinstance(model, Mapping):
-        init_cfg = model.get('init_cfg') or []
-        for entry in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]:
-            if isinstance(entry, Mapping) and is_type(entry.get('type'), 'Pretrained', WEIGHT_INITIALIZERS):
-                yield entry
-        for key, value in model.items():
-            if key != 'init_cfg':
-                yield from pretrained(value)
-    elif isinstance(model, (list, tuple)):
-        for value in model:
-            yield from pretrained(value)

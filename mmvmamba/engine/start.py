@@ -1,12 +1,11 @@
 """Where a training starts: from weights that the config names, or from scratch; found out before any work."""
 
 from mmengine.config import Config
-from mmengine.registry import RUNNERS
+from mmengine.registry import RUNNERS, WEIGHT_INITIALIZERS
 from mmengine.runner import Runner
 
 from mmvmamba import checkpoints
-
-from .loading import pretrained
+from mmvmamba.registry import is_type
 
 _WITHOUT = (
     '  without: --from-scratch trains from random weights (as --cfg-options model.backbone.init_cfg=None does), which '
@@ -36,39 +35,64 @@ def settle(cfg: Config, from_scratch: bool = False, trust: bool = False) -> list
     if from_scratch or cfg.get('load_from'):
         _remove_pretrained(cfg.model)
     found = list(pretrained(cfg.model))
-    for entry in found:
-        _have(str(entry.get('checkpoint', '')), trust)
-    if found or cfg.get('load_from'):
+    for entry, backbone in found:
+        _have(entry, backbone, trust)
+    if found or cfg.get('resume') or cfg.get('load_from'):
         return []
     why = '--from-scratch' if from_scratch else 'no init_cfg of the model names any'
     return [f'from scratch: training starts from random weights ({why})']
 
 
-def _have(source: str, trust: bool) -> None:
-    """Find a checkpoint on this machine, downloaded if need be, and read it; mmengine's own schemes are left to it."""
+def _have(entry: dict, backbone: bool, trust: bool) -> None:
+    """Find the checkpoint of an entry on this machine, downloaded if need be; mmengine's own schemes are left to it."""
+    source = str(entry.get('checkpoint') or '')
+    if not source:  # which the backbone refuses in its own words
+        return
     scheme = source.partition('://')[0] if '://' in source else ''
     try:
-        if source and scheme in ('', 'mmvmamba'):
-            checkpoints.read_file(source, trust=trust)
-        elif scheme in ('http', 'https'):
-            checkpoints.locate(source)
+        if backbone and scheme in ('', 'mmvmamba'):
+            checkpoints.read_file(source, trust=trust or entry.get('trust', False))
+            if trust:
+                entry['trust'] = True
+        elif scheme in ('', 'mmvmamba', 'http', 'https') and not checkpoints.locate(source).exists():
+            raise FileNotFoundError(f'checkpoint {source} of an init_cfg does not exist')
     except checkpoints.WeightsUnavailable as error:
         raise checkpoints.WeightsUnavailable(f'{error}\n{_WITHOUT}') from error
 
 
-def _remove_pretrained(node) -> None:
-    """Take the entries that `pretrained` finds out of a model's config."""
-    if isinstance(node, dict):
-        entries = list(pretrained({'init_cfg': node.get('init_cfg')}))
-        if entries:
-            kept = node['init_cfg'] if isinstance(node['init_cfg'], (list, tuple)) else [node['init_cfg']]
-            node['init_cfg'] = [entry for entry in kept if entry not in entries] or None
-        for key, value in node.items():
-            if key != 'init_cfg':
-                _remove_pretrained(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            _remove_pretrained(value)
+def _is_pretrained(entry) -> bool:
+    return isinstance(entry, dict) and is_type(entry.get('type'), 'Pretrained', WEIGHT_INITIALIZERS)
+
+
+def _entries(node: dict) -> list:
+    init_cfg = node.get('init_cfg') or []
+    return list(init_cfg) if isinstance(init_cfg, (list, tuple)) else [init_cfg]
+
+
+def _modules(node):
+    """Every dict of a model's config, itself included, and whether it is the model's backbone."""
+    nodes = [(node, False)]
+    while nodes:
+        node, backbone = nodes.pop()
+        if isinstance(node, dict):
+            yield node, backbone
+            nodes += [(value, key == 'backbone') for key, value in node.items() if key != 'init_cfg']
+        elif isinstance(node, (list, tuple)):
+            nodes += [(value, False) for value in node]
+
+
+def pretrained(model):
+    """Yield every entry of the kind `Pretrained` in the `init_cfg`s of a model's config, and whether a backbone has it."""
+    for node, backbone in _modules(model):
+        yield from ((entry, backbone) for entry in _entries(node) if _is_pretrained(entry))
+
+
+def _remove_pretrained(model) -> None:
+    for node, _ in _modules(model):
+        entries = _entries(node)
+        kept = [entry for entry in entries if not _is_pretrained(entry)]
+        if len(kept) < len(entries):
+            node['init_cfg'] = kept or None
 
 
 def build_runner(cfg: Config, notes: list[str]) -> Runner:

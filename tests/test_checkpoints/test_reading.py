@@ -164,7 +164,7 @@ def test_a_guard_holds_for_mmengines_readers_and_leaves_nothing_behind(tmp_path,
     monkeypatch.chdir(tmp_path)
     torch.save(training_state(), 'state.pth')
     torch.save({'model': STATE, 'meta': Dangerous()}, 'code.pth')
-    schemes, allowed = CheckpointLoader._schemes, torch.serialization.get_safe_globals()
+    schemes, allowed = CheckpointLoader._schemes, list(torch.serialization.get_safe_globals())
     model = nn.Linear(3, 2)
     with checkpoints.guard():
         check_training_state(load_checkpoint(model, 'state.pth'))

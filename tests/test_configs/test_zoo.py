@@ -11,7 +11,7 @@ from mmengine.registry import MODELS, DefaultScope, init_default_scope
 
 from mmvmamba.checkpoints import published as published_files
 from mmvmamba.engine.launch import prepare
-from mmvmamba.engine.loading import pretrained
+from mmvmamba.engine.start import pretrained
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
@@ -157,8 +157,9 @@ def test_nothing_is_claimed_as_ours():
 def test_training_starts_from_what_the_published_figure_started_from(name):
     (file,) = (file for file, names in STARTED_FROM.items() if name in names.split())
     model = Config.fromfile(CONFIGS / f'{name}.py').model
-    assert [entry.checkpoint for entry in pretrained(model)] == [f'mmvmamba://{METAFILE[name]["Starts From"]}']
-    assert 'init_cfg' in model.backbone
+    ((entry, of_the_backbone),) = pretrained(model)
+    assert entry.checkpoint == f'mmvmamba://{METAFILE[name]["Starts From"]}'
+    assert of_the_backbone
     assert published_files()[METAFILE[name]['Starts From']].file == file
     said = (CONFIGS / f'{name}.py').read_text()
     assert f"init_cfg=dict(type='Pretrained', checkpoint='mmvmamba://{METAFILE[name]['Starts From']}')" in said
@@ -172,7 +173,7 @@ def test_demos_start_from_scratch_and_say_so(path):
 
 @pytest.mark.parametrize('path', sorted((CONFIGS / 'distributed').glob('*.py')), ids=lambda path: path.stem)
 def test_distributed_examples_start_as_what_they_share(path):
-    (entry,) = pretrained(Config.fromfile(path).model)
+    ((entry, _),) = pretrained(Config.fromfile(path).model)
     assert entry.checkpoint == 'mmvmamba://vmamba_base_s2l15'
 
 

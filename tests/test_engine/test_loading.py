@@ -4,7 +4,7 @@ import golden_runs
 import pytest
 import torch
 from mmengine.hooks import EMAHook
-from mmengine.model import BaseModel, PretrainedInit
+from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from mmvmamba.kernels.testing import load_golden
 from published_files import DATA, old_names
@@ -12,7 +12,6 @@ from torch import nn
 
 from mmvmamba import checkpoints
 from mmvmamba.checkpoints import CheckpointError
-from mmvmamba.engine import loading
 
 PARAMETERS, METADATA = load_golden(DATA / 'vmamba_v0.safetensors')
 PARAMETERS = golden_runs.parameters_of(PARAMETERS)
@@ -135,14 +134,3 @@ def test_resuming_onto_something_else_says_what_differs(options, words, trained,
         options = dict(options, model=options['model']())
     with pytest.raises(CheckpointError, match=rf'(?s)cannot resume: .*{words}.*load_from=\S+epoch_1\.pth instead of'):
         run(tmp_path, load_from=str(trained), resume=True, loading=dict(fresh_heads=True), **options)
-
-
-def test_every_pretrained_entry_of_a_config_is_found():
-    types = ['Pretrained', PretrainedInit, 'mmengine.Pretrained']
-    entries = [dict(type=type_, checkpoint=str(i)) for i, type_ in enumerate(types)]
-    model = dict(
-        init_cfg=entries[0],
-        backbone=dict(type='VMamba', init_cfg=[dict(type='Constant', val=0), entries[1]]),
-        heads=[dict(init_cfg=None), dict(inner=dict(init_cfg=entries[2]))],
-    )
-    assert list(loading.pretrained(model)) == entries

@@ -112,11 +112,6 @@ def test_from_scratch_is_said_first(shapes, tmp_path):
     assert 'from scratch: training starts from random weights (--from-scratch)' in log_of(tmp_path).splitlines()[0]
 
 
-def test_resuming_needs_no_published_weights(started, shapes):
-    done = train(shapes, started, '--resume', options=[*FROM_NAME, 'train_cfg.max_iters=2'])
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-
-
 def test_fine_tuning_a_whole_model_on_other_classes(started, shapes, tmp_path):
     """All from the name, strictly, but what belongs to the classes, which is fresh on request, and listed."""
     content = torch.load(started / 'iter_1.pth', weights_only=False)['state_dict']
@@ -126,9 +121,6 @@ def test_fine_tuning_a_whole_model_on_other_classes(started, shapes, tmp_path):
     torch.save({'state_dict': content}, tmp_path / published()['upernet_vmamba_t'].file)
     still = ['optim_wrapper.optimizer.lr=0', 'param_scheduler=None', 'load_from=mmvmamba://upernet_vmamba_t']
     environment = dict(MMVMAMBA_WEIGHTS=str(tmp_path))
-    done = train(shapes, tmp_path / 'strict', options=[*FROM_NAME, *still], **environment)
-    assert done.returncode == 2, done.stdout[-3000:] + done.stderr[-3000:]
-    assert '--fresh-heads' in done.stderr
     done = train(shapes, tmp_path / 'work', '--fresh-heads', options=[*FROM_NAME, *still], **environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = torch.load(tmp_path / 'work/iter_1.pth', weights_only=False)['state_dict']
