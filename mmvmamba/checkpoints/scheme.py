@@ -10,7 +10,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 from .fitting import fit
-from .published import METAFILE, SCHEME, find, published
+from .published import HOME, SCHEME, find, published
 from .reading import parameters, read_file
 
 # training data of the metafile to the toolbox, and its dataset, that know the classes
@@ -50,7 +50,7 @@ def load_from_mmvmamba(filename: str, map_location=None) -> dict:
 
 def _model_of(config: str) -> nn.Module:
     """A config's model, without memory for its parameters."""
-    cfg = Config.fromfile(METAFILE.parents[1] / config)
+    cfg = Config.fromfile(HOME / config)
     with torch.device('meta'):
         return MODELS.build(cfg.model)
 

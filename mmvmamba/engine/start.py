@@ -82,7 +82,7 @@ def _modules(node):
 
 
 def pretrained(model):
-    """Yield every entry of the kind `Pretrained` in the `init_cfg`s of a model's config, and whether a backbone has it."""
+    """Yield every `init_cfg` entry of the kind `Pretrained` in a model's config, and whether it is a backbone's."""
     for node, backbone in _modules(model):
         yield from ((entry, backbone) for entry in _entries(node) if _is_pretrained(entry))
 

@@ -218,3 +218,12 @@ def test_unknown_names_suggest_known_ones(name):
     with pytest.raises(CheckpointError, match=r'nobody publishes weights under this name') as caught:
         checkpoints.read(f'mmvmamba://{name}')
     assert 'vmamba_tiny_s1l8' in str(caught.value) or 'maskrcnn_vmamba_t' in str(caught.value)
+
+
+def test_an_installation_without_the_metafile_says_so(monkeypatch):
+    published.cache_clear()
+    monkeypatch.setitem(checkpoints.find.__globals__, 'HOME', None)
+    with pytest.raises(CheckpointError, match=r'names need configs/metafile\.yml'):
+        checkpoints.locate('mmvmamba://vmamba_tiny_s1l8')
+    checkpoints.scheme.register()
+    published.cache_clear()

@@ -42,7 +42,7 @@ def test_weights_that_are_here_are_read(tmp_path):
 
 @pytest.mark.parametrize('checkpoint', ['gone.pth', '/nowhere/gone.pth'])
 def test_files_that_are_missing(checkpoint):
-    with pytest.raises(FileNotFoundError, match=r'gone\.pth does not exist'):
+    with pytest.raises(FileNotFoundError, match=r'gone\.pth .*does not exist'):
         start.settle(config(checkpoint))
 
 
