@@ -63,7 +63,7 @@ def configure(arguments: argparse.Namespace):
             raise ValueError(f'--auto-scale-lr: {arguments.config} does not say auto_scale_lr.base_batch_size')
         cfg.auto_scale_lr.enable = True
     notes += configure_weights(cfg, arguments)
-    return cfg, notes + start.settle(cfg, arguments.from_scratch, arguments.trust_checkpoint)
+    return cfg, start.settle(cfg, arguments.from_scratch, arguments.trust_checkpoint) + notes
 
 
 def configure_weights(cfg, arguments: argparse.Namespace) -> list[str]:
