@@ -338,9 +338,10 @@ def _boxes(rows: _Rows, sizes: dict) -> _Rows:
     return rows.without(empty.tolist(), 'without area or outside their image', 'empty') if empty.any() else rows
 
 
-def _size(image: dict) -> tuple:
+def _size(image: dict) -> tuple[float, ...]:
     """Height and width, without a bound where the file does not say them, which is a defect of the image."""
-    return tuple(image[key] if type(image.get(key)) in _NUMBERS else math.inf for key in ('height', 'width'))
+    sides = (image.get(key) for key in ('height', 'width'))
+    return tuple(side if type(side) in _NUMBERS and side > 0 else math.inf for side in sides)
 
 
 def _masks(rows: _Rows, sizes: dict) -> None:
