@@ -51,7 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     for key, name in METRICS.items():
         if key in metrics:
             print(f'  {name}: {metrics[key]:.4g}')
-    print(f'pictures:   {newest(pictures, "*.*g").parent}  (left: ground truth, right: predictions)')
+    drawn = [path for path in pictures.rglob('*.*g') if path.is_file()]
+    where = f'{drawn[0].parent}  (left: ground truth, right: predictions)' if drawn else f'none in {pictures}'
+    print(f'pictures:   {where}')
     print(f'log:        {log}')
     print(f'checkpoint: {checkpoint}')
     return 0

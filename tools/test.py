@@ -8,7 +8,6 @@ Examples:
 import argparse
 import os
 import sys
-from pathlib import Path
 
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -40,13 +39,7 @@ def configure(arguments: argparse.Namespace):
     notes = launch.check_data(cfg, ('test',))
     cfg.load_from = None  # mmengine's loader takes what fits and goes on; ours is strict
     if arguments.show_dir:
-        show_dir = str(Path(arguments.show_dir).absolute())
-        hook = cfg.default_hooks.visualization
-        hook.draw = True
-        if task == 'mmdet':
-            hook.test_out_dir = show_dir
-        else:
-            cfg.visualizer.save_dir = show_dir
+        launch.draw_predictions(cfg, arguments.show_dir)
     if arguments.out:
         cfg.test_evaluator = save_predictions(cfg.test_evaluator, task, arguments.out)
     if arguments.tta:

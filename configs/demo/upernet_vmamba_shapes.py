@@ -39,6 +39,21 @@ test_pipeline = [
     dict(type='LoadAnnotations', _scope_='mmseg', reduce_zero_label=True),
     dict(type='PackSegInputs', _scope_='mmseg'),
 ]
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='Resize', scale=scale, keep_ratio=True) for scale in [(384, 96), (512, 128), (640, 160)]],
+            [
+                dict(type='RandomFlip', prob=0.0, direction='horizontal'),
+                dict(type='RandomFlip', prob=1.0, direction='horizontal'),
+            ],
+            [dict(type='LoadAnnotations', reduce_zero_label=True)],
+            [dict(type='PackSegInputs')],
+        ],
+    ),
+]
 # ADE20KDataset insists on ADE20K's classes; the layout and the label files are the same
 dataset = dict(
     type='mmvmamba.CheckedSegDataset',

@@ -15,7 +15,7 @@ from mmvmamba.kernels.dispatch import BACKENDS
 from mmvmamba.kernels.ss2d.routes import PATTERNS
 from mmvmamba.registry import register_model
 
-from ..arguments import check_choice, check_fields, check_image, check_out_indices
+from ..arguments import architecture, check_choice, check_image, check_out_indices
 from ..layers.drop_path import DropPath
 from ..layers.layout import ToChannelsFirst, ToChannelsLast
 from ..layers.linear import Linear
@@ -74,7 +74,8 @@ class Mlp(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.device.type != 'cpu' or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        captured = torch.compiler.is_compiling() or torch.jit.is_tracing()  # a graph would keep the number of pieces
+        if x.device.type != 'cpu' or torch.is_grad_enabled() or captured:
             return self.fc2(F.gelu(self.fc1(x)))
         # On a CPU the hidden layer of a large image costs more in page faults and cache misses than in arithmetic:
         # piece by piece it stays in the cache.
@@ -116,9 +117,8 @@ class PatchMerging(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(B, H, W, C)` to `(B, ceil(H/2), ceil(W/2), 2C)`."""
         _, height, width, _ = x.shape
-        if height % 2 or width % 2:
-            x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-        squares = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+        x = F.pad(x, (0, 0, 0, 1, 0, 1))  # which an even side does not read; a test of its parity is one graph each
+        squares = [x[:, row : height + row : 2, column : width + column : 2] for column in (0, 1) for row in (0, 1)]
         return self.reduction(self.norm(torch.cat(squares, dim=-1)))
 
 
@@ -176,10 +176,10 @@ class VMamba(BaseBackbone):
     """VMamba: a four-stage backbone of visual state-space blocks.
 
     Args:
-        arch: a row of `ARCHS`.
+        arch: a row of `ARCHS`, or a dict of its fields; those left out are those of 'tiny_s1l8'.
         in_channels: channels of the image.
-        out_indices: stages whose normalised outputs are returned, ascending. Stages behind the last one are not
-            built, so every parameter that exists is used.
+        out_indices: stages whose normalised outputs are returned, ascending; -1 is the last. Stages behind the last
+            one of them are not built, so every parameter that exists is used.
         drop_path_rate: of the last block, rising linearly from 0; None takes the architecture's.
         routes: 'cross', 'unidi', 'bidi' or 'cascade', see `mmvmamba.kernels.ss2d`.
         ssm_init: 'mamba', 'rand' or 'zero'.
@@ -214,14 +214,10 @@ class VMamba(BaseBackbone):
     ):
         super().__init__(init_cfg=init_cfg)
         name = type(self).__name__
-        check_choice(name, 'arch', arch, ARCHS)
         check_choice(name, 'routes', routes, PATTERNS)
         check_choice(name, 'ssm_init', ssm_init, SSM_INITS)
         check_choice(name, 'backend', backend, ('auto', *BACKENDS))
-        spec = dict(ARCHS[arch])
-        default_drop_path = spec.pop('drop_path_rate')
-        check_fields(name, fields, spec)
-        spec.update(fields)
+        spec = architecture(name, arch, ARCHS, 'tiny_s1l8', fields)
         check_choice(name, 'stem', spec['stem'], _STEMS)
         check_choice(name, 'downsample', spec['downsample'], _DOWNSAMPLES)
         self.arch = arch
@@ -234,7 +230,7 @@ class VMamba(BaseBackbone):
                 f'{name}: conv_size={spec["conv_size"]!r}; expected an odd number, or 0 for no convolution'
             )
 
-        rate = default_drop_path if drop_path_rate is None else drop_path_rate
+        rate = spec['drop_path_rate'] if drop_path_rate is None else drop_path_rate
         last = max(sum(self.depths) - 1, 1)
         drop_paths = [rate * i / last for i in range(sum(self.depths))]
         ss2d = {key: spec[key] for key in ('d_state', 'ssm_ratio', 'conv_size', 'conv_bias', 'gated')}
