@@ -269,8 +269,9 @@ class _Audit:
         if classes:
             doubts = label_maps.doubts(looked, classes, len(infos), ignored) if looked.maps > len(looked.bad) else []
             reduces = bool(source.map_loader.reduce_zero_label)
-            said, advice = label_maps.convention([info['seg_map_path'] for info in chosen[:5]], reduces, len(classes))
-            if looked.bad and advice:
+            some = [info['seg_map_path'] for info in chosen[:5]]
+            said, advice = label_maps.convention(some, looked, reduces, len(classes), ignored)
+            if looked.bad and advice and not reduces:
                 self.report.add('warning', folder, f'{said}: {advice}')
             for doubt in doubts:
                 level = 'note' if source.evaluates else 'warning'

@@ -110,7 +110,7 @@ class CheckedPipeline:
             raise BadSampleError('the file was not read')
         labels = data.get('gt_seg_map')
         if labels is not None:
-            reason = label_maps.fault(labels, self.labels, self.ignored) or label_maps.deep_fault(data['seg_map_path'])
+            reason = label_maps.fault(labels, data['seg_map_path'], self.labels, self.ignored)
             if reason is not None:
                 raise BadSampleError(reason)
             _fit_size(data, path, labels.shape[:2], 'its label file')

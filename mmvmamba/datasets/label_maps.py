@@ -50,7 +50,7 @@ def look(infos: list[dict], loader, classes: list[str] | None, ignored: int, ima
         path = info['seg_map_path']
         try:
             labels = loader(dict(info, seg_fields=[]))['gt_seg_map']
-            reason = fault(labels, len(classes) if classes else None, ignored) or deep_fault(path)
+            reason = fault(labels, path, len(classes) if classes else None, ignored)
         except Exception as error:
             reason = files.image_fault(path)
             if reason is None:  # the file is sound, so it is the config
@@ -66,13 +66,21 @@ def look(infos: list[dict], loader, classes: list[str] | None, ignored: int, ima
     return looked
 
 
-def fault(labels: np.ndarray, count: int | None, ignored: int) -> str | None:
-    """Why a loaded label map cannot be used, None if it can."""
+def fault(labels: np.ndarray, path: str, count: int | None, ignored: int) -> str | None:
+    """Why a label map cannot be used, None if it can.
+
+    Args:
+        labels: as loaded.
+        path: of its file.
+        count: number of classes, None if unknown.
+        ignored: label of pixels that do not count.
+    """
     if labels.ndim != 2:
         colours = ' (a colour mask: write the number of the class into one channel)' if labels.ndim == 3 else ''
         return f'the label map has shape {labels.shape}; expected (H, W), one label a pixel{colours}'
-    if count is None:
-        return None
+    deep = _deep_fault(path)
+    if deep is not None or count is None:
+        return deep
     outside = (labels >= count) & (labels != ignored)
     if not outside.any():
         return None
@@ -82,7 +90,7 @@ def fault(labels: np.ndarray, count: int | None, ignored: int) -> str | None:
     )
 
 
-def deep_fault(path: str) -> str | None:
+def _deep_fault(path: str) -> str | None:
     """Whether a local file holds labels that the toolboxes' eight bits cannot."""
     if '://' in str(path):
         return None
@@ -143,13 +151,15 @@ def doubts(looked: Looked, classes: list[str], total: int, ignored: int) -> list
     return said
 
 
-def convention(paths: list[str], reduces: bool, count: int) -> tuple[str, str]:
+def convention(paths: list[str], looked: Looked, reduces: bool, count: int, ignored: int) -> tuple[str, str]:
     """What label files hold as they are written, and what that advises ('' if nothing).
 
     Args:
-        paths: some of them.
+        paths: some of them, which are read once more.
+        looked: a larger sample, as trained on.
         reduces: reduce_zero_label.
         count: number of classes.
+        ignored: label of pixels that do not count.
     """
     values: set[int] = set()
     for path in paths:
@@ -157,7 +167,8 @@ def convention(paths: list[str], reduces: bool, count: int) -> tuple[str, str]:
             labels = mmcv.imread(path, flag='unchanged', backend='pillow')
             values |= set(np.unique(labels.astype(np.int64)).tolist()) if labels.ndim == 2 else set()
     said = f'As written, {len(paths)} of them hold {shorten(sorted(values), 20)}, with reduce_zero_label={reduces}'
-    most = max(values - {255}, default=0)
+    trained = np.flatnonzero(looked.pixels)
+    most = max([*(values - {255}), *(trained[trained != ignored] + reduces).tolist()], default=0)
     if values and values <= {0, 255}:
         advice = '255 means ignored, so write 1 for 255' + (' and set reduce_zero_label=False' if reduces else '')
     elif values and reduces and most < count:

@@ -64,15 +64,16 @@ def test_what_is_legal_and_most_often_a_mistake(values, reduces, classes, doubt,
     assert (looked.maps, looked.bad) == (3, [])
     said = label_maps.doubts(looked, classes, 9, 255)
     assert any(doubt in one for one in said) if doubt else not said
-    written, hint = label_maps.convention([info['seg_map_path'] for info in infos], reduces, len(classes))
+    written, hint = label_maps.convention([info['seg_map_path'] for info in infos], looked, reduces, len(classes), 255)
     assert f'hold {values[0]}, {values[1]}, with reduce_zero_label={reduces}' in written
     assert advice in hint
 
 
 def test_labels_from_one_need_reduce_zero_label(tmp_path):
     infos = write(tmp_path, halves(1, 2))
-    assert 'labels 2; expected 0 to 1' in look(infos).bad[0][1]
-    assert 'need it set to True' in label_maps.convention([infos[0]['seg_map_path']], False, 2)[1]
+    looked = look(infos)
+    assert 'labels 2; expected 0 to 1' in looked.bad[0][1]
+    assert 'need it set to True' in label_maps.convention([infos[0]['seg_map_path']], looked, False, 2, 255)[1]
 
 
 @pytest.mark.parametrize(
