@@ -157,7 +157,7 @@ def take(path: str | Path, masks: bool, annotated: bool) -> Examined:
         DataError: see `read`.
     """
     examined = _handed_over.pop(_identity(Path(path)), None)
-    if examined is None or examined.masks != masks:
+    if examined is None or masks > examined.masks:
         examined = examine(read(path) if examined is None else examined.content, masks, annotated)
     return examined
 

@@ -38,7 +38,8 @@ def check(cfg: Config, splits: tuple[str, ...], how_to_get: str, whole: bool = T
         text = '\n'.join(report.lines('error', 'warning'))
         if report.missing:
             raise FileNotFoundError(f'data is missing or wrong:\n{text}\nHow to get it: {how_to_get}')
-        raise DataError(f'the data does not fit the config:\n{text}')
+        way_out = 'If a toolbox can use it all the same, check_data = False in the config looks for missing files only'
+        raise DataError(f'the data does not fit the config:\n{text}\n{way_out}')
     return [f'{finding.place}: {finding.text}' for finding in report.of('warning', 'note')]
 
 
@@ -79,13 +80,14 @@ class _Audit:
         self.model, self.samples, self.hand_over = cfg.get('model') or {}, samples, hand_over
         self.report = Report()
         self.trained: list[list[str]] = []  # names of the training sets
+        self.classes: dict[str, list[str] | None] = {}  # of each dataset
         self.contents: dict[Path, dict | None] = {}
         self.said: set[tuple[str, str]] = set()
 
     def source(self, source: Source) -> None:
         """A dataset."""
         there = self.exists(source)
-        classes = self.names(source)
+        classes = self.classes[source.key] = self.names(source)
         if source.remote:
             self.report.add('info', source.key, 'read by a file backend; not looked at')
         elif there and reads_coco(source.cls):
@@ -103,7 +105,11 @@ class _Audit:
 
     def names(self, source: Source) -> list[str] | None:
         """The names of a dataset, compared with the heads and with those of training; None if there are none."""
-        metainfo = source.metainfo()
+        try:
+            metainfo = source.metainfo()
+        except TypeError as error:
+            self.report.add('error', f'{source.key}.metainfo', str(error))
+            return None
         classes = metainfo.get('classes')
         if classes is None:
             return None
@@ -260,15 +266,17 @@ class _Audit:
         ignored, folder = dataset.ignore_index, dataset.data_prefix['seg_map_path']
         looked = label_maps.look(chosen, source.map_loader, classes, ignored, source.reads_images)
         if looked.mistake is not None:
-            self.report.add(
-                'error', source.key, f'{looked.mistake}. The files can be read, so the mistake is in the config'
-            )
+            said = f'{looked.mistake}. The files can be read, so the mistake is in the config'
+            self.report.add('error', source.key, said)
+            return
+        if looked.hindrance is not None:
+            self.report.add('info', folder, f'label files were not looked at: {looked.hindrance}')
             return
         self.report.add('info', folder, f'{len(chosen)} of {len(infos)} label files looked at')
         self.bad(source, folder, looked.bad, len(chosen))
         if classes:
             doubts = label_maps.doubts(looked, classes, len(infos), ignored) if looked.maps > len(looked.bad) else []
-            reduces = bool(source.map_loader.reduce_zero_label)
+            reduces = bool(getattr(source.map_loader, 'reduce_zero_label', False))
             some = [info['seg_map_path'] for info in chosen[:5]]
             said, advice = label_maps.convention(some, looked, reduces, len(classes), ignored)
             if looked.bad and advice and not reduces:

@@ -6,6 +6,7 @@ Maps are loaded by the pipeline's own transform, so that what is judged is what 
 import os
 from dataclasses import dataclass, field
 
+import cv2
 import mmcv
 import numpy as np
 from PIL import Image
@@ -26,13 +27,15 @@ class Looked:
         maps: number of maps that could be used.
         pixels: `(256,)` pixels of each label, as trained on.
         bad: `(path, reason)` of the others.
-        mistake: what the transform says of the config; nothing was looked at.
+        mistake: what the transform says of the config; nothing more was looked at.
+        hindrance: why the transform cannot be run by itself; nothing more was looked at.
     """
 
     maps: int = 0
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     bad: list[tuple[str, str]] = field(default_factory=list)
     mistake: str | None = None
+    hindrance: str | None = None
 
 
 def look(infos: list[dict], loader, classes: list[str] | None, ignored: int, images: bool) -> Looked:
@@ -53,8 +56,12 @@ def look(infos: list[dict], loader, classes: list[str] | None, ignored: int, ima
             reason = fault(labels, path, len(classes) if classes else None, ignored)
         except Exception as error:
             reason = files.image_fault(path)
-            if reason is None:  # the file is sound, so it is the config
-                looked.mistake = f'{type(error).__name__}: {error}'
+            if reason is None:  # the file is sound, so it is the config, or the transform needs more than a path
+                said = f'{type(error).__name__}: {error}'
+                if isinstance(error, (AssertionError, ValueError)):
+                    looked.mistake = said
+                else:
+                    looked.hindrance = said
                 return looked
         if reason is None and images:
             reason = _size_fault(info['img_path'], labels.shape)
@@ -62,8 +69,15 @@ def look(infos: list[dict], loader, classes: list[str] | None, ignored: int, ima
             looked.bad.append((path, reason))
             continue
         looked.maps += 1
-        looked.pixels += np.bincount(labels.ravel(), minlength=256)[:256]
+        looked.pixels += _histogram(labels)
     return looked
+
+
+def _histogram(labels: np.ndarray) -> np.ndarray:
+    """`(256,)` pixels of each label."""
+    if labels.dtype == np.uint8:  # several times faster than NumPy's
+        return cv2.calcHist([labels], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+    return np.bincount(labels.ravel(), minlength=256)[:256]
 
 
 def fault(labels: np.ndarray, path: str, count: int | None, ignored: int) -> str | None:

@@ -107,9 +107,10 @@ class Source:
 
     @property
     def reads_images(self) -> bool:
-        """Whether images are files that mmcv decodes."""
+        """Whether images are files that mmcv decodes as OpenCV or Pillow do."""
+        usual = (one for one in self.pipeline if one.get('imdecode_backend', 'cv2') in ('cv2', 'pillow', 'turbojpeg'))
         with in_scope(self.scope):
-            classes = [find_class(TRANSFORMS, one['type'], one.get('_scope_')) for one in self.pipeline]
+            classes = [find_class(TRANSFORMS, one['type'], one.get('_scope_')) for one in usual]
         return any(isinstance(cls, type) and issubclass(cls, LoadImageFromFile) for cls in classes)
 
     @property
@@ -121,6 +122,7 @@ class Source:
     def map_loader(self) -> LoadAnnotations | None:
         """The transform that reads semantic label maps as mmcv's does, if there is one."""
         loaders = (one for one in self.loaders if isinstance(one, LoadAnnotations) and one.with_seg)
+        loaders = (one for one in loaders if not getattr(one, 'with_mask', False))  # needs the image
         return next((one for one in loaders if not _mentions(type(one), 'segments_info')), None)
 
     @property
