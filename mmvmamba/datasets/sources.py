@@ -40,7 +40,12 @@ class Source:
 
     @property
     def evaluates(self) -> bool:
-        """Whether samples must not be replaced by others."""
+        """Whether nothing may be left out."""
+        return self.split != 'train' or self.in_test_mode
+
+    @property
+    def in_test_mode(self) -> bool:
+        """Whether the dataset knows that it evaluates."""
         return bool(self.config.get('test_mode', False))
 
     @property
@@ -176,6 +181,11 @@ class Metric:
     coco: bool
     masks: bool
     compares: bool
+
+    def paths(self) -> Iterator[tuple[str, Path]]:
+        """As a `Source`'s."""
+        if self.path is not None:
+            yield 'ann_file', self.path
 
 
 def metrics(cfg: Config, split: str) -> list[Metric]:

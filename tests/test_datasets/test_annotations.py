@@ -193,6 +193,16 @@ def test_more_than_half_is_an_error():
     assert levels == ['warning', 'error']
 
 
+def test_a_file_cut_down_to_some_images_or_categories_is_none_the_worse():
+    content = small()
+    content['images'] = content['images'][:1]
+    assert [level for level, _ in annotations.examine(content, masks=True).findings(False, True)] == ['warning']
+    for one in content['annotations']:
+        one['category_id'] = 'cat'
+    said = list(annotations.examine(content, masks=True).findings(False, True))
+    assert said[-1] == ('error', 'none of 12 annotations can be used')
+
+
 def test_examples_are_few(tmp_path):
     content = small(40, 30)
     for one in content['annotations'][:300]:

@@ -286,6 +286,23 @@ def test_the_toolboxs_class_would_fail_at_a_bad_file(data, capsys):
     assert (status, said[place]) == (2, ['error: no image that can be read'])
 
 
+def test_an_evaluation_that_would_leave_things_out_is_noticed(data, capsys):
+    status, said = check(capsys, SEGMENTATION, data, 'val_dataloader.dataset.test_mode=False')
+    assert (status, holds(said, 'val_dataloader.dataset', 'warning: should have test_mode=True')) == (1, True)
+
+
+def test_the_way_out_looks_for_missing_files_only(data, capsys, monkeypatch):
+    monkeypatch.setattr(Runner, 'from_cfg', lambda cfg: pytest.fail('a runner was built'))
+    tool, change = load_tool('train'), ('model.decode_head.num_classes=5', 'check_data=False')
+    assert tool.main(options(SEGMENTATION, data, *change, 'train_dataloader.dataset.data_root=nowhere')) == 2
+    assert 'does not exist' in capsys.readouterr().err
+    assert tool.main(options(SEGMENTATION, data, *change[:1])) == 2
+    assert 'check_data = False' in capsys.readouterr().err
+    monkeypatch.setattr(Runner, 'from_cfg', lambda cfg: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):  # so far it comes
+        tool.main(options(SEGMENTATION, data, *change))
+
+
 def test_sound_data_is_left_alone(data, capsys):
     for config in (DETECTION, SEGMENTATION):
         status, said = check(capsys, config, data, splits=['train', 'val', 'test'])
