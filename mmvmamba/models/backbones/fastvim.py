@@ -211,9 +211,10 @@ class FastVim(BaseBackbone):
         check_image(type(self).__name__, x, self.in_channels, self.patch_size)
         hidden, residual = self.patch_embed(x), None
         hidden = hidden + resize_positions(self.pos_embed, self.grid, hidden.shape[1:3])
+        recompute = self.with_cp and not torch.jit.is_tracing()
         outs = []
         for i, block in enumerate(self.layers):
-            if self.with_cp and hidden.requires_grad:
+            if recompute and hidden.requires_grad:
                 hidden, residual = checkpoint(block, hidden, residual, use_reentrant=False)
             else:
                 hidden, residual = block(hidden, residual)

@@ -166,8 +166,9 @@ class Stage(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The stage's output before its downsample, `(B, H, W, C)`."""
+        recompute = self.with_cp and not torch.jit.is_tracing()
         for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.with_cp and x.requires_grad else block(x)
+            x = checkpoint(block, x, use_reentrant=False) if recompute and x.requires_grad else block(x)
         return x
 
 
