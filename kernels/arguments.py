@@ -53,11 +53,10 @@ def check_parameter_dtype(operator: str, first: str, like: torch.Tensor, **param
     Under autocast activations are half precision and parameters float32, so both must be welcome together;
     float64 is all or nothing, else a gradient check would silently run in float32.
     """
+    welcome = [like.dtype] if like.dtype in (torch.float32, torch.float64) else [like.dtype, torch.float32]
     for name, value in parameters.items():
-        if value is None or value.dtype == like.dtype:
-            continue
-        if value.dtype != torch.float32 or like.dtype == torch.float64:
-            expected = like.dtype if like.dtype == torch.float64 else f'{like.dtype} or torch.float32'
+        if value is not None and value.dtype not in welcome:
+            expected = ' or '.join(map(str, welcome))
             raise TypeError(
                 f'{operator}: {name} has dtype {value.dtype}; expected {expected} as {first} is {like.dtype}'
             )
