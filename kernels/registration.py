@@ -27,7 +27,8 @@ def _keys(*names) -> int:
 
 _QUIET = frozenset((_keys('BackendSelect', 'ADInplaceOrView'), _keys('BackendSelect')))  # the latter in inference mode
 
-_resolved: dict[tuple, str] = {}
+_MOST = 10_000
+_resolved: dict[tuple, str] = {}  # at most so many; a training run on images of all sizes has thousands
 
 
 def forget() -> None:
@@ -75,7 +76,7 @@ class CustomOperator:
         self._op = _define(f'{self.name}({arguments}) -> {outputs}', self._run, lambda *args: fake(*args[:-1]))
         self._backward_op = _define(
             f'{self.name}_backward(Tensor dy, {kept}{arguments}) -> {gradient_outputs}',
-            self._run_backward,
+            lambda *args: gradients.apart(self._run_backward(*args)),
             lambda *args: gradients.empty_like_inputs(*args[first : first + count]),
         )
         self._function, self._direct = _differentiable(self), _differentiable(self, direct=True)
@@ -101,6 +102,8 @@ class CustomOperator:
             if backend is None:
                 triton = functools.partial(self._implementations.load, 'triton')
                 backend = dispatch.resolve(self.name, direction, lambda: run(triton(), *arguments), arguments)
+                if len(_resolved) >= _MOST:
+                    forget()
                 _resolved[key] = backend
         return self._implementations.load(backend)
 

@@ -6,13 +6,15 @@ published ones.
 """
 
 import math
+import re
 
 import torch
+from mmengine.logging import print_log
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mmvmamba.checkpoints import CheckpointError
+from mmvmamba import checkpoints
 from mmvmamba.kernels.dispatch import BACKENDS
 from mmvmamba.kernels.pooled_scan.op import AXES, POOLS
 from mmvmamba.registry import register_model
@@ -182,7 +184,7 @@ class FastVim(BaseBackbone):
         weight = state_dict.get(f'{prefix}patch_embed.proj.weight')
         if weight is not None and weight.shape[2:] != self.patch_embed.proj.weight.shape[2:]:
             theirs = ' x '.join(str(side) for side in weight.shape[2:])
-            raise CheckpointError(
+            raise checkpoints.CheckpointError(
                 f'{type(self).__name__}: the checkpoint was trained with patches of {theirs} pixels, this model has '
                 f'patch_size={self.patch_size}; build it with the patch size of the checkpoint'
             )
@@ -191,7 +193,7 @@ class FastVim(BaseBackbone):
         if embedding is not None and embedding.ndim == 3 and embedding.shape[1] != self.pos_embed.shape[1]:
             side = math.isqrt(embedding.shape[1])
             if side * side != embedding.shape[1]:
-                raise CheckpointError(
+                raise checkpoints.CheckpointError(
                     f'{type(self).__name__}: the position embedding of the checkpoint has {embedding.shape[1]} tokens, '
                     f'which are no square grid, and this model has a grid of {self.grid[0]} x {self.grid[1]}; build it '
                     f'with img_size=(H, W) of the images that the checkpoint was trained on'
@@ -223,3 +225,37 @@ class FastVim(BaseBackbone):
                 out = getattr(self, f'outnorm_{len(outs)}')(hidden)
                 outs.append(out.permute(0, 3, 1, 2).contiguous())
         return tuple(outs)
+
+
+_SCAN_NORM = '.mixer.layernorm.'
+
+
+def _translate(state_dict, expected) -> dict[str, torch.Tensor]:
+    """Classification models: RMSNorm has no bias, and Vim's class token sits in the middle of the positions."""
+    translated = dict(state_dict)
+    for name, value in expected.items():
+        if re.fullmatch(r'layers\.\d+\.norm\.bias', name) and name not in translated:
+            translated[name] = torch.zeros_like(value)
+    if 'cls_token' in state_dict and not any(_SCAN_NORM in name for name in state_dict):
+        # its authors' classifiers have no norm behind the scan; the published detector gave them a fresh one
+        fresh = {name: value for name, value in expected.items() if _SCAN_NORM in name}
+        for name, value in fresh.items():
+            translated[name] = torch.ones_like(value) if name.endswith('weight') else torch.zeros_like(value)
+        if fresh:
+            print_log(f'Vim without a norm behind the scan: {len(fresh)} *{_SCAN_NORM}* start fresh', logger='current')
+    if 'cls_token' in state_dict and 'pos_embed' in state_dict:
+        position = state_dict['pos_embed']
+        middle = (position.shape[1] - 1) // 2
+        translated['pos_embed'] = torch.cat([position[:, :middle], position[:, middle + 1 :]], dim=1)
+    return translated
+
+
+def _measure(state_dict) -> dict | None:
+    patches = state_dict.get('patch_embed.proj.weight')
+    numbers = {m.group(1) for m in map(re.compile(r'layers\.(\d+)\.').match, state_dict) if m}
+    if patches is None or 'pos_embed' not in state_dict or patches.ndim != 4:
+        return None
+    return dict(embed_dims=patches.shape[0], depth=len(numbers), patch_size=patches.shape[-1])
+
+
+checkpoints.register(checkpoints.Family('fastvim', 'FastVim', ARCHS, _measure, _translate))

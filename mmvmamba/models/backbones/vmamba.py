@@ -5,12 +5,14 @@ are under the MIT licence; this file is an implementation of its own whose param
 """
 
 import math
+import re
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from mmvmamba import checkpoints
 from mmvmamba.kernels.dispatch import BACKENDS
 from mmvmamba.kernels.ss2d.routes import PATTERNS
 from mmvmamba.registry import register_model
@@ -276,3 +278,36 @@ class VMamba(BaseBackbone):
             if stage.downsample is not None:
                 x = stage.downsample(x)
         return tuple(outs)
+
+
+_OLD_NAMES = (
+    (re.compile(r'^patch_embed\.proj\.'), 'patch_embed.0.'),
+    (re.compile(r'^patch_embed\.norm\.'), 'patch_embed.2.'),
+    (re.compile(r'\.ln_1\.'), '.norm.'),
+    (re.compile(r'\.self_attention\.'), '.op.'),
+)
+
+
+def _translate(state_dict, expected) -> dict[str, torch.Tensor]:
+    """Names of the first vanilla files to today's."""
+    renamed = {}
+    for name, value in state_dict.items():
+        for pattern, replacement in _OLD_NAMES:
+            name = pattern.sub(replacement, name)
+        renamed[name] = value
+    return renamed
+
+
+def _measure(state_dict) -> dict | None:
+    names = ('norm.weight', 'op.out_norm.weight', 'op.A_logs')
+    shapes = [tuple(getattr(state_dict.get(f'layers.0.blocks.0.{name}'), 'shape', ())) for name in names]
+    if [len(shape) for shape in shapes] != [1, 1, 2]:
+        return None
+    (channels,), (inner,), (_, states) = shapes
+    blocks = {m.groups() for m in map(re.compile(r'layers\.(\d+)\.blocks\.(\d+)\.').match, state_dict) if m}
+    stages = 1 + max(int(stage) for stage, _ in blocks)
+    depths = tuple(sum(int(stage) == i for stage, _ in blocks) for i in range(stages))
+    return dict(embed_dims=channels, depths=depths, ssm_ratio=inner / channels, d_state=states)
+
+
+checkpoints.register(checkpoints.Family('vmamba', 'VMamba', ARCHS, _measure, _translate))
