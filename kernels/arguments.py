@@ -4,6 +4,44 @@ import torch
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None)))
+_MOST = 10_000
+_passed: set[tuple] = set()  # at most so many; a training run on images of all sizes has thousands
+
+
+def case_of(operator: str, tensors, *options) -> tuple | None:
+    """All that the checks of a call look at, to make them once; None where they must be made again.
+
+    That is where sizes are symbols (in a compiler or exporter), or where something is no plain tensor.
+    """
+    if torch.compiler.is_compiling() or not _PLAIN.issuperset(map(type, tensors)):
+        return None
+    case = (operator, options, *[None if t is None else (t.shape, t.dtype, t.device) for t in tensors])
+    try:
+        hash(case)
+    except TypeError:  # an option of another kind than any that is expected
+        return None
+    return case
+
+
+def has_passed(case: tuple | None) -> bool:
+    """Whether a call like this one was checked before."""
+    return case in _passed
+
+
+def note_passed(case: tuple | None) -> None:
+    """Spare the next call like this one its checks."""
+    if case is not None:
+        if len(_passed) >= _MOST:
+            _passed.clear()
+        _passed.add(case)
+
+
+def check_number(operator: str, name: str, value) -> None:
+    """Refuse what is no number."""
+    if not torch.compiler.is_compiling() and not isinstance(value, (int, float)):
+        raise TypeError(f'{operator}: {name} must be a number, got {type(value).__name__}')
+
 
 def check_tensor(operator: str, name: str, value, ndim: int | tuple[int, ...], layout: str) -> None:
     """Refuse what is no floating point tensor with one of the numbers of dimensions `ndim`."""

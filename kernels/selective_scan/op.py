@@ -3,7 +3,16 @@
 import torch
 
 from .. import dispatch, registration
-from ..arguments import check_like, check_parameter_dtype, check_same_dtype, check_tensor, compute_dtype
+from ..arguments import (
+    case_of,
+    check_like,
+    check_parameter_dtype,
+    check_same_dtype,
+    check_tensor,
+    compute_dtype,
+    has_passed,
+    note_passed,
+)
 from . import reference
 
 _operator = dispatch.Operator(
@@ -64,6 +73,22 @@ def selective_scan(u, delta, A, Bs, Cs, Ds=None, delta_bias=None, *, softplus=Tr
     Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", arXiv 2312.00752, alg. 2.
     """
     name = 'selective_scan'
+    tensors = (u, delta, A, Bs, Cs, Ds, delta_bias)
+    case = case_of(name, tensors)
+    if not has_passed(case):
+        _check(name, *tensors)
+        note_passed(case)
+    if Bs.ndim == 3:
+        Bs, Cs = Bs[:, None], Cs[:, None]
+
+    chosen = dispatch.choose(name, backend, u.device.type, u.dtype)
+    if chosen == 'reference':
+        with dispatch.full_precision(u.device):
+            return reference.selective_scan(u, delta, A, Bs, Cs, Ds, delta_bias, softplus)
+    return _scan(u, delta, A, Bs, Cs, Ds, delta_bias, bool(softplus), chosen)
+
+
+def _check(name, u, delta, A, Bs, Cs, Ds, delta_bias):
     check_tensor(name, 'u', u, 3, '(B, K*D, L)')
     check_tensor(name, 'Bs', Bs, (3, 4), '(B, K, N, L) or (B, N, L)')
     check_tensor(name, 'A', A, 2, '(K*D, N)')
@@ -87,11 +112,3 @@ def selective_scan(u, delta, A, Bs, Cs, Ds=None, delta_bias=None, *, softplus=Tr
             check_like(name, label, value, {'K*D': channels}, 'u', u)
     check_same_dtype(name, 'u', u, delta=delta, Bs=Bs, Cs=Cs)
     check_parameter_dtype(name, 'u', u, A=A, Ds=Ds, delta_bias=delta_bias)
-    if Bs.ndim == 3:
-        Bs, Cs = Bs[:, None], Cs[:, None]
-
-    chosen = dispatch.choose(name, backend, u.device.type, u.dtype)
-    if chosen == 'reference':
-        with dispatch.full_precision(u.device):
-            return reference.selective_scan(u, delta, A, Bs, Cs, Ds, delta_bias, softplus)
-    return _scan(u, delta, A, Bs, Cs, Ds, delta_bias, softplus, chosen)
