@@ -12,9 +12,9 @@ _passed: set[tuple] = set()  # at most so many; a training run on images of all 
 def case_of(operator: str, tensors, *options) -> tuple | None:
     """All that the checks of a call look at, to make them once; None where they must be made again.
 
-    That is where sizes are symbols (in a compiler or exporter), or where something is no plain tensor.
+    That is where sizes are symbols (in a compiler, exporter or trace), or where something is no plain tensor.
     """
-    if torch.compiler.is_compiling() or not _PLAIN.issuperset(map(type, tensors)):
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not _PLAIN.issuperset(map(type, tensors)):
         return None
     case = (operator, options, *[None if t is None else (t.shape, t.dtype, t.device) for t in tensors])
     try:
@@ -26,7 +26,7 @@ def case_of(operator: str, tensors, *options) -> tuple | None:
 
 def has_passed(case: tuple | None) -> bool:
     """Whether a call like this one was checked before."""
-    return case in _passed
+    return case is not None and case in _passed  # without a look at the set compilers put no guard on it
 
 
 def note_passed(case: tuple | None) -> None:
