@@ -10,7 +10,7 @@ def resize_positions(embedding: torch.Tensor, grid: tuple[int, int], target: tup
     """Interpolate `(1, H*W, C)` of a grid bicubically (align_corners False) to `(1, *target, C)`.
 
     A grid's own size gives back its numbers to the last bit, so no size is a special case for compilers and exporters.
-    Bicubic interpolation is linear along each axis: as two matrix products it costs a tenth of `F.interpolate`.
+    Bicubic interpolation is linear along each axis: two matrix products cost a fraction of `F.interpolate`.
 
     Computed in float32 at least; the result has the embedding's dtype.
     """
