@@ -373,7 +373,7 @@ def _plan(form: Form, dtypes: tuple[torch.dtype, torch.dtype], machine: tuple[in
             programs * chunks,
             **dict(CHUNKED=cut, BD=block, VECTOR=1, num_warps=block // 32, num_stages=1, **shared),
         ),
-        collect=collecting(count, channels, states, rank),
+        collect=collecting(count, channels, states, 2, rank),
         numbers=(batch, length, *form.grid, chunk, chunks),
     )
 
@@ -397,7 +397,7 @@ def scan_backward(walks: Walks, dy: torch.Tensor, dtype: torch.dtype, projected_
     tile_states = x.new_empty(plan.tile_states, dtype=torch.float32)
     dx = x.new_empty(plan.dx, dtype=dtype)
     dprojected, dready, dweight, sums = map(empty, (plan.dprojected, plan.dready, plan.dweight, plan.sums))
-    parameters = tuple(empty(t.shape) for t in (walks.A, walks.skip, walks.bias, walks.weight))
+    parameters = tuple(empty(shape) for shape in (walks.A.shape, (2, *walks.skip.shape), walks.weight.shape))
     if form.batch:
         tile_sums, chunk_sums, entering, adjoints = map(
             empty, (plan.tile_sums, plan.chunk_sums, plan.chunk_states, plan.chunk_states)
@@ -420,5 +420,5 @@ def scan_backward(walks: Walks, dy: torch.Tensor, dtype: torch.dtype, projected_
         dprojected = add_up(dprojected, projected_dtype)
     else:
         dprojected = dprojected[0]
-    dA, dskip, dbias, dweights = parameters
+    dA, (dskip, dbias), dweights = parameters
     return Gradients(dx, dprojected, dready if form.ready else None, dweights, dbias, dskip, dA)
