@@ -13,17 +13,17 @@ KERNELS = ['mmvmamba.kernels'] + [f'mmvmamba.kernels.{name}' for name in find_pa
 # would overwrite the other in a user's environment, so the toolboxes are extras; those who have the originals install
 # without extras.
 ENGINE = ['onedl-mmengine>=0.10.7']
-DETECTION = [*ENGINE, 'onedl-mmcv>=2.3', 'onedl-mmdetection>=3.5', 'faster-coco-eval>=1.6']
-SEGMENTATION = [*ENGINE, 'onedl-mmcv>=2.3', 'onedl-mmsegmentation>=1.4', 'ftfy', 'regex']
+# to read weights, measure memory, make the shapes dataset: every tool runs with what one extra brings
+TOOLS = ['safetensors', 'psutil', 'pycocotools']
+DETECTION = [*ENGINE, *TOOLS, 'onedl-mmcv>=2.3', 'onedl-mmdetection>=3.5', 'faster-coco-eval>=1.6']
+SEGMENTATION = [*ENGINE, *TOOLS, 'onedl-mmcv>=2.3', 'onedl-mmsegmentation>=1.4', 'ftfy', 'regex']
 CPU = ['numba']
 TEST = [
     *DETECTION,
     *SEGMENTATION,
     *CPU,
     'triton; sys_platform == "linux"',
-    'safetensors',
     'matplotlib',
-    'psutil',
     'hypothesis',
     'pytest',
     'ruff',

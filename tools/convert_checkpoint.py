@@ -10,11 +10,11 @@ Examples:
 
 import argparse
 import hashlib
+import importlib.util
 import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from mmvmamba import checkpoints
 from mmvmamba.engine import launch
@@ -42,6 +42,8 @@ def convert(source: str, out: Path, arch: str | None, trust: bool = False) -> Pa
     suffix = out.suffix or '.safetensors'
     if suffix not in ('.safetensors', '.pth'):
         raise ValueError(f'OUT {out}: expected a folder or a name ending in .safetensors or .pth')
+    if suffix == '.safetensors' and importlib.util.find_spec('safetensors') is None:
+        raise ValueError(f'OUT {out}: safetensors is not installed; pip install safetensors, or write a .pth file')
     family, found = checkpoints.recognise(source, trust=trust)
     arch = arch or found
     model = FAMILIES[family](arch)
@@ -59,6 +61,8 @@ def convert(source: str, out: Path, arch: str | None, trust: bool = False) -> Pa
     if suffix == '.pth':
         torch.save({'meta': {'arch': arch, 'source': Path(source).name}, 'state_dict': state_dict}, path)
     else:
+        from safetensors.torch import save_file
+
         save_file(state_dict, path, metadata={'arch': arch, 'source': Path(source).name})
     return path
 

@@ -1,5 +1,7 @@
 """Draw what a detector or a segmentor finds in an image, or in every image of a folder.
 
+Files of a folder that cannot be read are named and left out, and the exit code is 1.
+
 Example:
     python tools/image_demo.py street.jpg configs/maskrcnn_vmamba_t.py CHECKPOINT --out pictures
 """
@@ -12,6 +14,7 @@ import torch
 from mmengine.registry import init_default_scope
 
 from mmvmamba import checkpoints
+from mmvmamba.datasets.images import readable_images
 from mmvmamba.engine import launch
 
 
@@ -27,12 +30,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def draw(arguments: argparse.Namespace) -> None:
-    """Run the toolbox's own inferencer, after checking what it would not."""
+def draw(arguments: argparse.Namespace) -> int:
+    """Run the toolbox's own inferencer, after checking what it would not; returns the exit code."""
     cfg = launch.load_config(arguments.config)
     task = launch.task_of(cfg)
-    if not arguments.image.exists():
-        raise FileNotFoundError(f'image {arguments.image} does not exist')
+    images, problems = readable_images(arguments.image)
+    for problem in problems:
+        print(f'image_demo.py: left out: {problem}', file=sys.stderr)
     trust = arguments.trust_checkpoint
     checkpoints.read(arguments.checkpoint, trust=trust)  # the inferencers would unpickle anything
     init_default_scope(task)
@@ -48,17 +52,19 @@ def draw(arguments: argparse.Namespace) -> None:
         inferencer, drawing = MMSegInferencer(**options), {}
     # strictly: the inferencer took what fits and went on
     checkpoints.load(arguments.checkpoint, inferencer.model, trust=trust)
-    inferencer(str(arguments.image), out_dir=arguments.out, **drawing)
-    print(f'Pictures: {Path(arguments.out) / "vis"}')
+    for image in images:
+        inferencer(str(image), out_dir=arguments.out, **drawing)
+    pictures = [picture for image in images if (picture := Path(arguments.out, 'vis', image.name)).is_file()]
+    print(f'Pictures of {len(pictures)} of {len(images) + len(problems)} images: {Path(arguments.out, "vis")}')
+    return int(problems != [] or len(pictures) < len(images))
 
 
 def main(argv: list[str] | None = None) -> int:
     try:
-        draw(parse_arguments(argv))
+        return draw(parse_arguments(argv))
     except (FileNotFoundError, ValueError) as error:
         print(f'image_demo.py: {error}', file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == '__main__':
