@@ -119,6 +119,18 @@ def choose(operator: str, backend: str, device_type: str, dtype: torch.dtype = t
 choose._dynamo_marked_constant = True
 
 
+def resolve(operator: str, direction: str, run, arguments: tuple) -> str:
+    """The backend of a pass for which `choose` left it open.
+
+    Args:
+        operator: public name.
+        direction: 'forward' or 'backward'.
+        run: calls the triton implementation with the arguments.
+        arguments: what the implementation is given.
+    """
+    return _fastest('ss2d' if operator == 'ss2d_norm' else operator, arguments[0].device.type, arguments[0].dtype)
+
+
 @functools.cache
 def _fastest(operator: str, device_type: str, dtype: torch.dtype) -> str:
     """First backend that can run; cached, which also makes the log say it once."""

@@ -6,11 +6,20 @@ from .arguments import compute_dtype
 
 
 def as_inputs(grads, tensors) -> tuple[torch.Tensor, ...]:
-    """Give gradients the dtype of their tensors; where the tensor is None the gradient stays the empty one it is."""
+    """Give gradients the dtype of their tensors, dense; where the tensor is None the gradient stays the empty one."""
     return tuple(
-        grad if tensor is None else grad.to(tensor.dtype).contiguous()
+        grad if tensor is None or (grad.dtype == tensor.dtype and grad.is_contiguous()) else _as(grad, tensor.dtype)
         for grad, tensor in zip(grads, tensors, strict=True)
     )
+
+
+def _as(grad, dtype):
+    return grad.to(dtype, memory_format=torch.contiguous_format).contiguous()
+
+
+def apart(tensors) -> tuple[torch.Tensor, ...]:
+    """The tensors, copied where they are only part of their memory: an operator's results must not share it."""
+    return tuple(t if t.untyped_storage().nbytes() == t.nbytes else t.clone() for t in tensors)
 
 
 def empty_like_inputs(first: torch.Tensor, *others: torch.Tensor | None) -> tuple[torch.Tensor, ...]:

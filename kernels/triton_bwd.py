@@ -14,12 +14,23 @@ import torch
 import triton
 import triton.language as tl
 
-from .triton_fwd import IN_REGISTERS, Walks, carry, chunking, constants, enter, walk
+from .triton_fwd import (
+    IN_REGISTERS,
+    Form,
+    Walks,
+    carry_launch,
+    chunking,
+    constants,
+    enter,
+    form_of,
+    machine,
+    walk_launch,
+)
+from .triton_launch import Launch, on_device, planned
 from .triton_math import (
     BT,
     LN2,
     LOG2E,
-    aligned,
     from_rows,
     load_tile,
     pair_rows,
@@ -33,6 +44,7 @@ from .triton_math import (
     weight_block,
     weights_of,
 )
+from .triton_sums import add_up, collecting
 
 
 def block_of(channels: int, states: int) -> int:
@@ -41,7 +53,7 @@ def block_of(channels: int, states: int) -> int:
 
 
 class Gradients(NamedTuple):
-    """What `scan_backward` returns, float32 but for x.
+    """What `scan_backward` returns, float32 but for x and projected.
 
     Attributes:
         x: `(K, B, L, D)`, one buffer a walk; grouped walks `(B, L, K*D)`. In the dtype of the routes' buffers.
@@ -312,68 +324,101 @@ def _walk_back(
             tl.store(p_sums + n * D, dAs[n], mask=m_d)
 
 
-def scan_backward(walks: Walks, dy: torch.Tensor, dtype: torch.dtype) -> Gradients:
-    """Gradients of `scan` from `dy`, shaped as x: `(B, L, D)`, which all walks share, or `(B, L, K*D)`."""
-    batch, length, count, channels, states, rank = walks.sizes()
-    walks = walks.aligned()
-    x = walks.x
-    dy = aligned(dy)
+class _Plan(NamedTuple):
+    """A backward pass as its form fixes it: shapes of its buffers (None: not needed), launches and their numbers."""
 
-    def empty(*shape, dtype=torch.float32):
-        return x.new_empty(shape, dtype=dtype)
+    dx: tuple[int, ...]
+    dprojected: tuple[int, ...]
+    dready: tuple[int, ...] | None
+    dweight: tuple[int, ...]
+    sums: tuple[int, ...]
+    tile_states: tuple[int, ...]
+    tile_sums: tuple[int, ...] | None
+    chunk_sums: tuple[int, ...] | None
+    chunk_states: tuple[int, ...] | None
+    walk: Launch
+    carry: Launch | None
+    carry_back: Launch | None
+    walk_back: Launch
+    collect: Launch
+    numbers: tuple[int, ...]
 
-    def finish(dx, dprojected, dready, dweight, sums):
-        sums = sums.sum((0, 1))
-        return Gradients(
-            x=dx,
-            projected=dprojected.sum(0),
-            ready=None if walks.ready is None else dready,
-            weight=dweight.sum((0, 1)).transpose(1, 2).contiguous(),
-            bias=sums[:, states + 1].clone().flatten(),
-            skip=sums[:, states].clone().flatten(),
-            A=sums[:, :states].transpose(1, 2).clone(memory_format=torch.contiguous_format).flatten(0, 1),
-        )
 
-    shared = constants(walks)
+@planned
+def _plan(form: Form, dtypes: tuple[torch.dtype, torch.dtype], machine: tuple[int, int]) -> _Plan:
+    batch, length, count, channels = form.batch, form.length, form.count, form.channels
+    states, rank = form.states, form.rank
+    shared = constants(form)
     block = block_of(channels, states)
     blocks = triton.cdiv(channels, block)
     programs = batch * count * blocks
-    chunks, chunk = chunking(max(1, programs), length, x.device)
+    chunks, chunk = chunking(max(1, programs), length, form.device)
     tiles = triton.cdiv(length, BT)
-    outputs = (
-        empty(batch, length, count * channels, dtype=dtype)
-        if walks.grouped
-        else empty(count, batch, length, channels, dtype=dtype),
-        empty(blocks, batch, length, count, rank + 2 * states),
-        x if walks.ready is None else empty(batch, length, count * channels),
-        empty(batch, chunks, count, rank, channels),
-        empty(batch, chunks, count, states + 2, channels),
+    cut = chunks > 1
+    return _Plan(
+        dx=(batch, length, count * channels) if form.grouped else (count, batch, length, channels),
+        dprojected=(blocks, batch, length, count, rank + 2 * states),
+        dready=(batch, length, count * channels) if form.ready else None,
+        dweight=(batch, chunks, count, rank, channels),
+        sums=(batch, chunks, count, states + 2, channels),
+        tile_states=(batch, tiles, count, states, channels),
+        tile_sums=(batch, tiles, count, channels) if cut else None,
+        chunk_sums=(batch, chunks, count, channels) if cut else None,
+        chunk_states=(batch, chunks, count, states, channels) if cut or states > IN_REGISTERS.value else None,
+        walk=walk_launch(form, chunks, SUMMARY=cut, TILES=True),
+        carry=carry_launch(form, back=False) if cut else None,
+        carry_back=carry_launch(form, back=True) if cut else None,
+        walk_back=Launch(
+            _walk_back,
+            programs * chunks,
+            **dict(CHUNKED=cut, BD=block, VECTOR=1, num_warps=block // 32, num_stages=1, **shared),
+        ),
+        collect=collecting(count, channels, states, rank),
+        numbers=(batch, length, *form.grid, chunk, chunks),
     )
-    if batch == 0:
-        return finish(*outputs)
-    tile_states = empty(batch, tiles, count, states, channels)
-    entering, adjoints = (empty(batch, chunks, count, states, channels) for _ in range(2))
-    tile_sums = sums = tile_states  # not touched
-    if chunks > 1:
-        tile_sums = empty(batch, tiles, count, channels)
-        sums = empty(batch, chunks, count, channels)
-    ready = x if walks.ready is None else walks.ready
-    with torch.cuda.device_of(x):
-        buffers = (dy, tile_states, tile_sums, sums, entering, adjoints)
-        walk(walks, buffers, chunks, chunk, SUMMARY=chunks > 1, TILES=True, **shared)
-        if chunks > 1:
-            carry(walks, sums, entering)
-            carry(walks, sums, adjoints, back=True)
-        _walk_back[(programs * chunks,)](
-            *(dy, x, walks.projected, ready, walks.weight, walks.bias, walks.skip, walks.A),
-            *(tile_states, tile_sums, entering, adjoints),
-            *outputs,
-            *(batch, length, *walks.grid, chunk, chunks),
-            CHUNKED=chunks > 1,
-            BD=block,
-            VECTOR=1,
-            num_warps=block // 32,
-            num_stages=1,
-            **shared,
+
+
+def scan_backward(walks: Walks, dy: torch.Tensor, dtype: torch.dtype, projected_dtype=torch.float32) -> Gradients:
+    """Gradients of `scan`.
+
+    Args:
+        walks: what was scanned.
+        dy: shaped as x, `dense`: `(B, L, D)`, which all walks share, or `(B, L, K*D)`.
+        dtype: of x's gradients.
+        projected_dtype: of the projections' gradients.
+    """
+    x = walks.x
+    form = form_of(walks)
+    plan = _plan(form, (dy.dtype, dtype), machine(x.device))
+
+    def empty(shape):
+        return tile_states if shape is None else x.new_empty(shape, dtype=torch.float32)  # the former is not touched
+
+    tile_states = x.new_empty(plan.tile_states, dtype=torch.float32)
+    dx = x.new_empty(plan.dx, dtype=dtype)
+    dprojected, dready, dweight, sums = map(empty, (plan.dprojected, plan.dready, plan.dweight, plan.sums))
+    parameters = tuple(empty(t.shape) for t in (walks.A, walks.skip, walks.bias, walks.weight))
+    if form.batch:
+        tile_sums, chunk_sums, entering, adjoints = map(
+            empty, (plan.tile_sums, plan.chunk_sums, plan.chunk_states, plan.chunk_states)
         )
-    return finish(*outputs)
+        tensors = walks.tensors()
+        with on_device(x):
+            plan.walk((*tensors, dy, tile_states, tile_sums, chunk_sums, entering, adjoints), *plan.numbers)
+            if plan.carry is not None:
+                plan.carry((walks.A, chunk_sums, entering), plan.numbers[-1])
+                plan.carry_back((walks.A, chunk_sums, adjoints), plan.numbers[-1])
+            plan.walk_back(
+                (dy, *tensors, tile_states, tile_sums, entering, adjoints, dx, dprojected, dready, dweight, sums),
+                *plan.numbers,
+            )
+            plan.collect((sums, dweight, *parameters), form.batch * plan.numbers[-1])
+    else:
+        for t in parameters:
+            t.zero_()
+    if plan.dprojected[0] > 1 or projected_dtype != torch.float32:
+        dprojected = add_up(dprojected, projected_dtype)
+    else:
+        dprojected = dprojected[0]
+    dA, dskip, dbias, dweights = parameters
+    return Gradients(dx, dprojected, dready if form.ready else None, dweights, dbias, dskip, dA)

@@ -12,11 +12,11 @@ import torch
 import triton
 import triton.language as tl
 
+from .triton_launch import Launch, on_device, planned
 from .triton_math import (
     BT,
     LN2,
     LOG2E,
-    aligned,
     is_large,
     launch_options,
     load_tile,
@@ -47,7 +47,7 @@ for the last, ragged tile, of many states for every tile if inputs are float32."
 
 
 class Walks(NamedTuple):
-    """K walks over every image and what they scan.
+    """K walks over every image and what they scan; all tensors `triton_math.dense`.
 
     Attributes:
         x: `(B, L, D)` that all walks share, or `(B, L, K*D)` with a slice for each (`grouped`).
@@ -76,15 +76,46 @@ class Walks(NamedTuple):
     grouped: bool = False
     softplus: bool = True
 
-    def aligned(self) -> 'Walks':
-        """The same with x and ready at addresses that the kernels can read."""
-        return self._replace(x=aligned(self.x), ready=None if self.ready is None else aligned(self.ready))
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """What every kernel that walks is given first."""
+        x, ready = self.x, self.ready
+        return x, self.projected, x if ready is None else ready, self.weight, self.bias, self.skip, self.A
 
-    def sizes(self) -> tuple[int, int, int, int, int, int]:
-        """B, L, K, D, N, R."""
-        batch, length = self.x.shape[:2]
-        walks, channels, rank = self.weight.shape
-        return batch, length, walks, channels, self.A.shape[1], rank
+
+class Form(NamedTuple):
+    """All that decides which kernels walk, over how many programs: what plans are kept by."""
+
+    device: torch.device
+    dtype: torch.dtype
+    projected_dtype: torch.dtype
+    batch: int
+    length: int
+    count: int
+    channels: int
+    states: int
+    rank: int
+    ready: bool
+    grid: tuple[int, int]
+    columns: int
+    reverses: int
+    keeps: int
+    grouped: bool
+    softplus: bool
+
+
+def form_of(walks: Walks) -> Form:
+    """What of walks is no data."""
+    x, projected, ready, weight, _, _, A, *pattern = walks
+    batch, length, _ = x.shape
+    return Form(
+        *(x.device, x.dtype, projected.dtype, batch, length, *weight.shape[:2], A.shape[1], weight.shape[2]),
+        *(ready is not None, *pattern),
+    )
+
+
+def machine(device: torch.device) -> tuple[int, int]:
+    """What `chunking` goes by, for keeping plans."""
+    return PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(device), SHORTEST_CHUNK
 
 
 def chunking(programs: int, length: int, device: torch.device) -> tuple[int, int]:
@@ -350,36 +381,32 @@ def _carry(
         h = tl.exp2(A * total) * h + share
 
 
-def carry(walks: Walks, sums, states, back=False) -> None:
-    """Run `_carry`: `sums (B, chunks, K, D)` and `states (B, chunks, K, N, D)` float32."""
-    batch, _, count, channels, N, _ = walks.sizes()
-    chunks = sums.shape[1]
+def carry_launch(form: Form, back: bool) -> Launch:
+    """`_carry`, called with A, `sums (B, chunks, K, D)`, `states (B, chunks, K, N, D)`, float32, and the chunks."""
     block = 32
-    blocks = triton.cdiv(channels, block)
-    _carry[(batch * count * N * blocks,)](
-        walks.A, sums, states, chunks, K=count, D=channels, N=N, BACK=back, BD=block, num_warps=1
-    )
+    grid = form.batch * form.count * form.states * triton.cdiv(form.channels, block)
+    return Launch(_carry, grid, K=form.count, D=form.channels, N=form.states, BACK=back, BD=block, num_warps=1)
 
 
-def constants(walks: Walks) -> dict:
+def constants(walks: Walks | Form) -> dict:
     """Compile-time arguments that the walking kernels share."""
-    _, length, count, channels, states, rank = walks.sizes()
+    form = form_of(walks) if isinstance(walks, Walks) else walks
     # ready time steps cost no product: nothing is won by less than full precision
-    choices = numerics(walks.x.device, torch.float32 if walks.ready is not None else walks.x.dtype)
+    choices = numerics(form.device, torch.float32 if form.ready else form.dtype)
     return dict(
-        K=count,
-        D=channels,
-        N=states,
-        R=rank,
-        RB=rank_block(rank, states, choices['OPERAND']),
-        COLUMNS=walks.columns,
-        REVERSES=walks.reverses,
-        KEEPS=walks.keeps,
-        GROUPED=walks.grouped,
-        SOFTPLUS=walks.softplus,
+        K=form.count,
+        D=form.channels,
+        N=form.states,
+        R=form.rank,
+        RB=rank_block(form.rank, form.states, choices['OPERAND']),
+        COLUMNS=form.columns,
+        REVERSES=form.reverses,
+        KEEPS=form.keeps,
+        GROUPED=form.grouped,
+        SOFTPLUS=form.softplus,
         BT=BT,
-        LONG_LINES=walks.grid[0] >= BT,
-        LARGE=is_large(length, walks.grid[0]),
+        LONG_LINES=form.grid[0] >= BT,
+        LARGE=is_large(form.length, form.grid[0]),
         **choices,
     )
 
@@ -400,45 +427,72 @@ def walk_options(states: int, exact: bool, cuda: bool) -> dict:
     return launch_options(1, all_registers=cuda and (exact or states > IN_REGISTERS.value))
 
 
-def walk(walks: Walks, buffers, chunks: int, chunk: int, SUMMARY=False, TILES=False, STARTS=False, **shared) -> None:
-    """Run `_walk`; `buffers` from its argument `y` on."""
-    batch, length, count, channels, states, rank = walks.sizes()
-    block = block_of(channels, states, rank, shared['EXACT'])
-    ready = walks.x if walks.ready is None else walks.ready
-    _walk[(batch * count * triton.cdiv(channels, block) * chunks,)](
-        *(walks.x, walks.projected, ready, walks.weight, walks.bias, walks.skip, walks.A, *buffers),
-        *(batch, length, *walks.grid, chunk, chunks),
-        SUMMARY=SUMMARY,
-        TILES=TILES,
-        STARTS=STARTS,
-        BD=block,
-        VECTOR=block // 32,
-        **walk_options(states, shared['EXACT'], shared['FAST']),
+def walk_launch(form: Form, chunks: int, SUMMARY=False, TILES=False, STARTS=False) -> Launch:
+    """`_walk`, called with `Walks.tensors`, its buffers from y on, and its numbers."""
+    shared = constants(form)
+    block = block_of(form.channels, form.states, form.rank, shared['EXACT'])
+    return Launch(
+        _walk,
+        form.batch * form.count * triton.cdiv(form.channels, block) * chunks,
+        **dict(SUMMARY=SUMMARY, TILES=TILES, STARTS=STARTS, BD=block, VECTOR=block // 32),
+        **walk_options(form.states, shared['EXACT'], shared['FAST']),
         **shared,
+    )
+
+
+def walk(walks: Walks, buffers, chunks: int, chunk: int, SUMMARY=False, TILES=False, STARTS=False, **_shared) -> None:
+    """Run `_walk` by itself; `buffers` from its argument `y` on."""
+    form = form_of(walks)
+    launch = walk_launch(form, chunks, SUMMARY, TILES, STARTS)
+    launch((*walks.tensors(), *buffers), form.batch, form.length, *form.grid, chunk, chunks)
+
+
+class _Plan(NamedTuple):
+    """A scan as its form fixes it: the shapes of its buffers (None: not needed), its launches and their numbers."""
+
+    y: tuple[int, ...]
+    sums: tuple[int, ...] | None
+    starts: tuple[int, ...] | None
+    summary: Launch | None
+    carry: Launch | None
+    walk: Launch | None
+    numbers: tuple[int, ...]
+
+
+@planned
+def _plan(form: Form, dtype: torch.dtype, machine: tuple[int, int]) -> _Plan:
+    batch, length, count, channels, states = form.batch, form.length, form.count, form.channels, form.states
+    y = (batch, length, count * channels) if form.grouped else (count, batch, length, channels)
+    if batch == 0:
+        return _Plan(y, None, None, None, None, None, ())
+    block = block_of(channels, states, form.rank, constants(form)['EXACT'])
+    chunks, chunk = chunking(batch * count * triton.cdiv(channels, block), length, form.device)
+    cut = chunks > 1
+    return _Plan(
+        y,
+        sums=(batch, chunks, count, channels) if cut else None,
+        starts=(batch, chunks, count, states, channels) if cut or states > IN_REGISTERS.value else None,
+        summary=walk_launch(form, chunks, SUMMARY=True) if cut else None,
+        carry=carry_launch(form, back=False) if cut else None,
+        walk=walk_launch(form, chunks, STARTS=cut),
+        numbers=(batch, length, *form.grid, chunk, chunks),
     )
 
 
 def scan(walks: Walks, dtype: torch.dtype) -> torch.Tensor:
     """Scan every walk: `(K, B, L, D)` of `dtype`, one buffer a walk; grouped walks `(B, L, K*D)`."""
-    walks = walks.aligned()
-    batch, length, count, channels, states, rank = walks.sizes()
     x = walks.x
-    y = x.new_empty((batch, length, count * channels) if walks.grouped else (count, batch, *x.shape[1:]), dtype=dtype)
-    if batch == 0:
+    plan = _plan(form_of(walks), dtype, machine(x.device))
+    y = x.new_empty(plan.y, dtype=dtype)
+    if plan.walk is None:
         return y
-    shared = constants(walks)
-    block = block_of(channels, states, rank, shared['EXACT'])
-    programs = batch * count * triton.cdiv(channels, block)
-    chunks, chunk = chunking(programs, length, x.device)
-    sums = starts = y  # not read
-    if chunks > 1:
-        sums = x.new_empty((batch, chunks, count, channels), dtype=torch.float32)
-    if chunks > 1 or states > IN_REGISTERS.value:
-        starts = x.new_empty((batch, chunks, count, states, channels), dtype=torch.float32)
-    buffers = (y, y, y, sums, starts, y)
-    with torch.cuda.device_of(x):
-        if chunks > 1:
-            walk(walks, buffers, chunks, chunk, SUMMARY=True, **shared)
-            carry(walks, sums, starts)
-        walk(walks, buffers, chunks, chunk, STARTS=chunks > 1, **shared)
+    # where there is no buffer it is not touched
+    sums = y if plan.sums is None else x.new_empty(plan.sums, dtype=torch.float32)
+    starts = y if plan.starts is None else x.new_empty(plan.starts, dtype=torch.float32)
+    tensors = (*walks.tensors(), y, y, y, sums, starts, y)
+    with on_device(x):
+        if plan.summary is not None:
+            plan.summary(tensors, *plan.numbers)
+            plan.carry((walks.A, sums, starts), plan.numbers[-1])
+        plan.walk(tensors, *plan.numbers)
     return y

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
+from .triton_launch import ALIGNMENT
+
 BT = 16
 """Positions of a tile: the smallest height of a tensor-core product."""
 
@@ -44,10 +46,13 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == 'cuda' else 1
 
 
-def aligned(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, detached, contiguous and at an address that allows `row_pointers`' hint."""
-    tensor = tensor.detach().contiguous()
-    return tensor.clone() if tensor.data_ptr() % 16 else tensor
+def dense(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """The tensor in `dtype` if one is given, contiguous, and at an address that allows `row_pointers`' hint."""
+    if dtype is not None and tensor.dtype != dtype:
+        return tensor.to(dtype, memory_format=torch.contiguous_format)
+    if not tensor.is_contiguous():
+        return tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
 
 def is_large(length: int, line: int) -> bool:
@@ -313,9 +318,14 @@ PROGRAMS_OF_RUNS = 16
 """Programs a multiprocessor that work on runs of pixels with halos: longer runs read fewer halos and weights twice."""
 
 
+def programs_of_runs(device: torch.device) -> int:
+    """Programs that fill the machine: what `share` goes by, for keeping plans."""
+    return PROGRAMS_OF_RUNS * multiprocessors(device)
+
+
 def share(count: int, programs: int, device: torch.device) -> int:
     """How many of `count` items (times `programs`) a program takes, so that the machine is filled."""
-    return max(1, count * programs // (PROGRAMS_OF_RUNS * multiprocessors(device)))
+    return max(1, count * programs // programs_of_runs(device))
 
 
 def is_cuda(device: torch.device) -> bool:

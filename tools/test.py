@@ -13,7 +13,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmvmamba import checkpoints
-from mmvmamba.datasets.checks import BadSampleError
+from mmvmamba.datasets.report import DataError
 from mmvmamba.engine import launch
 
 
@@ -32,11 +32,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def configure(arguments: argparse.Namespace):
-    """The config with everything the command line says, checked."""
+    """The config with everything the command line says, checked, and what the log must say about it."""
     cfg = launch.load_config(arguments.config, arguments.cfg_options)
     task = launch.task_of(cfg)
     launch.prepare(cfg, arguments.launcher, arguments.work_dir)
-    launch.check_data(cfg, ('test',))
+    notes = launch.check_data(cfg, ('test',))
     cfg.load_from = None  # mmengine's loader takes what fits and goes on; ours is strict
     if arguments.show_dir:
         launch.draw_predictions(cfg, arguments.show_dir)
@@ -44,7 +44,7 @@ def configure(arguments: argparse.Namespace):
         cfg.test_evaluator = save_predictions(cfg.test_evaluator, task, arguments.out)
     if arguments.tta:
         launch.enable_tta(cfg)
-    return cfg
+    return cfg, notes
 
 
 def save_predictions(evaluator, task: str, out: str):
@@ -68,16 +68,18 @@ def build(cfg, arguments: argparse.Namespace) -> Runner:
     return runner
 
 
-def evaluate(cfg, arguments: argparse.Namespace) -> int:
+def evaluate(cfg, arguments: argparse.Namespace, notes: list[str]) -> int:
     """Test the checkpoint; what comes back is the exit code."""
     try:
         runner = build(cfg, arguments)
     except (FileNotFoundError, ValueError) as error:
         print(f'test.py: {error}', file=sys.stderr)
         return 2
+    for note in notes:
+        runner.logger.warning(note)
     try:
         runner.test()
-    except BadSampleError as error:
+    except DataError as error:
         reason = str(error).strip().splitlines()[-1]  # behind the traceback of a worker, if there was one
         print(f'test.py: {reason}', file=sys.stderr)
         return 1
@@ -88,12 +90,12 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     os.environ.setdefault('LOCAL_RANK', str(arguments.local_rank))
     try:
-        cfg = configure(arguments)
+        cfg, notes = configure(arguments)
         launch.join_processes(cfg)
     except (FileNotFoundError, ValueError) as error:
         print(f'test.py: {error}', file=sys.stderr)
         return 2
-    code = evaluate(cfg, arguments)
+    code = evaluate(cfg, arguments, notes)
     launch.leave_processes()
     return code
 

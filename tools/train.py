@@ -3,20 +3,18 @@
 Examples:
     python tools/train.py configs/maskrcnn_vmamba_t.py
     python tools/train.py configs/upernet_vmamba_t.py --amp --work-dir work_dirs/first_try --resume
-    python tools/train.py configs/maskrcnn_vmamba_t.py --cfg-options model.backbone.init_cfg.type=Pretrained \\
-        model.backbone.init_cfg.checkpoint=vmamba_t.pth
+    python tools/train.py configs/maskrcnn_vmamba_t.py --cfg-options model.backbone.init_cfg.checkpoint=vmamba_t.pth
+
+The published recipes start from their authors' ImageNet weights, downloaded once; --from-scratch does without.
 """
 
 import argparse
 import os
 import sys
 
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
-
 from mmvmamba import checkpoints
-from mmvmamba.datasets.checks import BadSampleError
-from mmvmamba.engine import durable, launch
+from mmvmamba.datasets.report import DataError
+from mmvmamba.engine import durable, launch, start
 from mmvmamba.engine.nonfinite import NonFiniteError
 
 
@@ -34,6 +32,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--amp', nargs='?', const='bf16', choices=launch.PRECISIONS, help='mixed precision; bf16 unless fp16 is said'
     )
+    parser.add_argument(
+        '--from-scratch', action='store_true', help='start from random weights, whatever the config starts from'
+    )
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the actual batch size')
     launch.add_arguments(parser)
     return parser.parse_args(argv)
@@ -45,7 +46,7 @@ def configure(arguments: argparse.Namespace):
     cfg = launch.load_config(arguments.config, arguments.cfg_options)
     launch.task_of(cfg)
     launch.prepare(cfg, arguments.launcher, arguments.work_dir)
-    launch.check_data(cfg, ('train', 'val'))
+    notes += launch.check_data(cfg, ('train', 'val'))
     if arguments.amp:
         launch.enable_amp(cfg, arguments.amp)
     if arguments.auto_scale_lr:
@@ -61,28 +62,20 @@ def configure(arguments: argparse.Namespace):
         checkpoints.read_file(arguments.resume, trust=arguments.trust_checkpoint)
     if arguments.resume is None and cfg.get('load_from'):
         checkpoints.read(cfg.load_from, trust=arguments.trust_checkpoint)
-    init_cfg = cfg.model.get('backbone', {}).get('init_cfg') or []
-    for entry in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]:
-        if isinstance(entry, dict) and entry.get('type') == 'Pretrained' and '://' not in entry.checkpoint:
-            checkpoints.read(entry.checkpoint, trust=arguments.trust_checkpoint)
-            if arguments.trust_checkpoint:
-                entry.trust = True
     if arguments.resume is not None:
         cfg.resume, cfg.load_from = True, arguments.resume
-    return cfg, notes
+    return cfg, notes + start.settle(cfg, arguments.from_scratch, arguments.trust_checkpoint)
 
 
 def train(cfg, notes: list[str]) -> int:
     """Build the runner and train; what comes back is the exit code."""
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    for note in notes:
-        runner.logger.warning(note)
+    runner = start.build_runner(cfg, notes)
     try:
         runner.train()
     except checkpoints.CheckpointError as error:  # of init_cfg, which is read when the weights are initialised
         print(f'train.py: {error}', file=sys.stderr)
         return 2
-    except (BadSampleError, NonFiniteError) as error:
+    except (DataError, NonFiniteError) as error:
         reason = str(error).strip().splitlines()[-1]  # behind the traceback of a worker, if there was one
         print(f'train.py: {reason}', file=sys.stderr)
         return 1

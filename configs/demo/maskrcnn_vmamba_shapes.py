@@ -11,7 +11,12 @@ channels = 64
 norm_cfg = dict(type='GN', num_groups=8)  # heads without normalisation hardly learn from scratch
 
 model = dict(
-    backbone=dict(embed_dims=32, depths=(1, 1, 2, 1), drop_path_rate=0.0),
+    backbone=dict(
+        embed_dims=32,
+        depths=(1, 1, 2, 1),
+        drop_path_rate=0.0,
+        init_cfg=dict(_delete_=True),  # from scratch: nobody publishes weights of this size
+    ),
     neck=dict(in_channels=[32, 64, 128, 256], out_channels=channels, num_outs=4, norm_cfg=norm_cfg),
     rpn_head=dict(
         in_channels=channels, feat_channels=channels, anchor_generator=dict(scales=[8], strides=[4, 8, 16, 32])

@@ -20,7 +20,12 @@ crop_size = (128, 128)
 
 model = dict(
     data_preprocessor=dict(size=crop_size),
-    backbone=dict(embed_dims=32, depths=(1, 1, 2, 1), drop_path_rate=0.0),
+    backbone=dict(
+        embed_dims=32,
+        depths=(1, 1, 2, 1),
+        drop_path_rate=0.0,
+        init_cfg=dict(_delete_=True),  # from scratch: nobody publishes weights of this size
+    ),
     decode_head=dict(in_channels=[32, 64, 128, 256], channels=64, num_classes=8, norm_cfg=dict(type='BN')),
     auxiliary_head=dict(in_channels=128, channels=32, num_classes=8, norm_cfg=dict(type='BN')),
 )

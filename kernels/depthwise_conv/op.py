@@ -2,7 +2,7 @@
 
 import torch
 
-from .. import dispatch, gradients
+from .. import dispatch, registration
 from ..arguments import check_like, check_same_dtype, check_tensor
 from . import torch_conv
 
@@ -42,49 +42,38 @@ def depthwise_conv_silu(x, weight, bias=None, *, backend='auto'):
     if bias is not None:
         check_like(name, 'bias', bias, {'D': x.shape[3]}, 'x', x)
     chosen = dispatch.choose(name, backend, x.device.type, x.dtype)
-    if chosen != 'triton':
+    if chosen not in ('triton', 'auto'):
         if not torch.is_autocast_enabled(x.device.type):  # which would convert them
             check_same_dtype(name, 'x', x, weight=weight, **({} if bias is None else {'bias': bias}))
         return torch_conv.depthwise_conv_silu(x, weight, bias)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    return _fused(x, weight, bias)
+    return _fused(x, weight, bias, chosen)
 
 
-_TENSORS = 'Tensor x, Tensor weight, Tensor? bias'
+def _in_pytorch(x, weight, bias):
+    weight, bias = (None if t is None else t.to(x.dtype) for t in (weight, bias))
+    return torch_conv.depthwise_conv_silu(x, weight, bias)
 
 
-@torch.library.custom_op('mmvmamba::depthwise_conv_silu', mutates_args=(), schema=f'({_TENSORS}) -> Tensor')
-def _fused(x, weight, bias):
-    return _operator.load('triton').forward(x, weight, bias)
+def _forward(module, *tensors):
+    return _in_pytorch(*tensors).contiguous() if module is torch_conv else module.forward(*tensors)
 
 
-@_fused.register_fake
-def _(x, weight, bias):
-    return x.new_empty(x.shape)
+def _backward(module, dy, *tensors):
+    if module is not torch_conv:
+        return module.backward(dy, *tensors)
+    with torch.enable_grad():
+        leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
+        y = _in_pytorch(*leaves)
+    grads = torch.autograd.grad(y, [t for t in leaves if t is not None], dy)
+    return grads if len(grads) == len(tensors) else (*grads, dy.new_empty(0))
 
 
-@torch.library.custom_op(
-    'mmvmamba::depthwise_conv_silu_backward',
-    mutates_args=(),
-    schema=f'(Tensor dy, {_TENSORS}) -> (Tensor, Tensor, Tensor)',
+_fused = registration.CustomOperator(
+    _operator,
+    'Tensor x, Tensor weight, Tensor? bias',
+    lambda x, *others: x.new_empty(x.shape),
+    forward=_forward,
+    backward=_backward,
 )
-def _backward(dy, x, weight, bias):
-    return gradients.as_inputs(_operator.load('triton').backward(dy, x, weight, bias), (x, weight, bias))
-
-
-@_backward.register_fake
-def _(dy, x, weight, bias):
-    return gradients.empty_like_inputs(x, weight, bias)
-
-
-def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
-def _autograd(ctx, dy):
-    tensors = ctx.saved_tensors
-    return gradients.as_autograd(_backward(dy.contiguous(), *tensors), tensors)
-
-
-_fused.register_autograd(_autograd, setup_context=_setup_context)

@@ -7,11 +7,24 @@ Backward recomputes the convolution: one kernel turns dy into the gradient befor
 partial a program; the forward kernel with mirrored taps then gives dx. No atomics.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 
-from ..triton_math import aligned, keep, load_tile, row_pointers, share, silu, silu_slope, store_tile
+from ..triton_launch import Launch, on_device, planned
+from ..triton_math import (
+    dense,
+    keep,
+    load_tile,
+    programs_of_runs,
+    row_pointers,
+    share,
+    silu,
+    silu_slope,
+    store_tile,
+)
 
 U = 8
 """Pixels of a tile."""
@@ -215,52 +228,66 @@ def block_of(channels: int) -> int:
     return 64 if channels % 64 == 0 else 32
 
 
-def _cut(x) -> tuple[int, int, dict]:
-    """How many pixels a program takes, how many programs that makes of an image, and constants."""
-    batch, height, width, channels = x.shape
+class _Plan(NamedTuple):
+    """How many pixels a program takes and how many programs that makes of an image; launches, None for no images."""
+
+    part: int
+    runs: int
+    convolve: Launch | None
+    differentiate: Launch | None
+    adjoint: Launch | None
+
+
+@planned
+def _plan(shape, size: int, bias: bool, dtypes, device, programs: int) -> _Plan:
+    batch, height, width, channels = shape
     block = block_of(channels)
-    part = share(height * width, batch * triton.cdiv(channels, block), x.device)
-    part = U * triton.cdiv(max(part, SHORTEST_RUN), U)
-    return part, triton.cdiv(height * width, part), dict(D=channels, U=U, BD=block, VECTOR=block // 32, num_warps=1)
+    blocks = triton.cdiv(channels, block)
+    part = U * triton.cdiv(max(share(height * width, batch * blocks, device), SHORTEST_RUN), U)
+    runs = triton.cdiv(height * width, part)
+    if batch == 0:
+        return _Plan(part, runs, None, None, None)
+    grid = batch * runs * blocks
+    shared = dict(KS=size, D=channels, U=U, BD=block, VECTOR=block // 32, num_warps=1)
+    return _Plan(
+        part,
+        runs,
+        convolve=Launch(_convolve, grid, FORWARD=True, BIAS=bias, **shared),
+        differentiate=Launch(_differentiate, grid, BIAS=bias, **shared),
+        adjoint=Launch(_convolve, grid, FORWARD=False, BIAS=False, **shared),
+    )
 
 
-def _run(x, weight, bias, forward):
-    batch, height, width, channels = x.shape
-    y = torch.empty_like(x)
-    if batch:
-        _check_size(x)
-        part, runs, shared = _cut(x)
-        with torch.cuda.device_of(x):
-            _convolve[(batch * runs * triton.cdiv(channels, shared['BD']),)](
-                *(x, weight, weight if bias is None else bias, y, height, width, part),
-                **dict(KS=weight.shape[-1], FORWARD=forward, BIAS=bias is not None and forward, **shared),
-            )
-    return y
+def _plan_of(x, weight, bias, *others) -> _Plan:
+    _check_size(x)
+    dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype, *others
+    return _plan(x.shape, weight.shape[3], bias is not None, dtypes, x.device, programs_of_runs(x.device))
 
 
 def forward(x, weight, bias):
     """See `mmvmamba.kernels.depthwise_conv_silu`; the result has the dtype of x."""
-    bias = None if bias is None else bias.contiguous()
-    return _run(aligned(x), weight.contiguous(), bias, forward=True)
+    x, weight, bias = dense(x), dense(weight), None if bias is None else dense(bias)
+    plan = _plan_of(x, weight, bias)
+    y = torch.empty_like(x)
+    if plan.convolve is not None:
+        with on_device(x):
+            plan.convolve((x, weight, weight if bias is None else bias, y), *x.shape[1:3], plan.part)
+    return y
 
 
 def backward(dy, x, weight, bias):
     """Gradients in the order of `forward`'s tensors; that of an absent bias is empty."""
-    dy, x = aligned(dy), aligned(x)
-    weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
+    dy, x, weight, bias = dense(dy), dense(x), dense(weight), None if bias is None else dense(bias)
+    plan = _plan_of(x, weight, bias, dy.dtype)
     batch, height, width, channels = x.shape
-    size = weight.shape[-1]
-    part, runs, shared = _cut(x)
-    dz = torch.empty_like(x)
-    sums = x.new_empty((batch, runs, size * size + 1, channels), dtype=torch.float32)
-    if batch:
-        _check_size(x)
-        with torch.cuda.device_of(x):
-            _differentiate[(batch * runs * triton.cdiv(channels, shared['BD']),)](
-                *(dy, x, weight, weight if bias is None else bias, dz, sums, height, width, part),
-                **dict(KS=size, BIAS=bias is not None, **shared),
-            )
-    dx = _run(dz, weight, None, forward=False)
-    sums = sums.sum((0, 1))
-    dweight = sums[:-1].T.reshape(weight.shape)
-    return dx, dweight, sums.new_empty(0) if bias is None else sums[-1].clone()
+    taps = weight.shape[3] ** 2
+    dz, dx = torch.empty_like(x), torch.empty_like(x)
+    sums = x.new_empty((batch * plan.runs, taps + 1, channels), dtype=torch.float32)
+    if plan.differentiate is not None:
+        numbers = height, width, plan.part
+        with on_device(x):
+            plan.differentiate((dy, x, weight, weight if bias is None else bias, dz, sums), *numbers)
+            plan.adjoint((dz, weight, weight, dx), *numbers)
+    sums = sums.sum(0)
+    dweight = sums[:taps].T.reshape(weight.shape)
+    return dx, dweight, sums.new_empty(0) if bias is None else sums[taps]

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from .. import dispatch, gradients
+from .. import dispatch, registration
 from ..arguments import check_like, check_parameter_dtype, check_tensor
 from . import reference
 
@@ -41,12 +41,6 @@ class Direction(NamedTuple):
 
 
 _COUNT = len(Direction._fields)
-_TENSORS = (
-    'Tensor xz, '
-    + ', '.join(f'Tensor {way}_{field}' for way in ('forth', 'back') for field in Direction._fields)
-    + ', Tensor? norm_weight, Tensor? norm_bias'
-)
-_OPTIONS = 'str axis, str? pool, float scaling, float eps, str backend'
 
 
 def pooled_scan(
@@ -108,7 +102,7 @@ def pooled_scan(
         with dispatch.full_precision(xz.device):
             directions = parameters[:_COUNT], parameters[_COUNT:]
             return reference.pooled_scan(xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps)
-    return _forward(xz, *parameters, norm_weight, norm_bias, axis, pool, scaling, eps, chosen)
+    return _scan(xz, *parameters, norm_weight, norm_bias, axis, pool, scaling, eps, chosen)
 
 
 def _check_options(name, axis, pool, scaling):
@@ -152,51 +146,23 @@ def _checked_directions(name, xz, directions):
     return tuple(tensors)
 
 
-def _split(arguments):
-    """An operator's flat arguments as `(xz, directions, norm_weight, norm_bias), options, backend`."""
-    xz, *tensors, norm_weight, norm_bias = arguments[: 2 * _COUNT + 3]
-    *options, backend = arguments[2 * _COUNT + 3 :]
-    return (xz, (tuple(tensors[:_COUNT]), tuple(tensors[_COUNT:])), norm_weight, norm_bias), options, backend
-
-
-@torch.library.custom_op('mmvmamba::pooled_scan', mutates_args=(), schema=f'({_TENSORS}, {_OPTIONS}) -> Tensor')
-def _forward(*arguments):
-    tensors, options, backend = _split(arguments)
-    with dispatch.full_precision(tensors[0].device):
-        return _operator.load(backend).forward(*tensors, *options)
-
-
-@_forward.register_fake
-def _(xz, *arguments):
+def _fake(xz, *others):
     return xz.new_empty((*xz.shape[:3], xz.shape[3] // 2))
 
 
-@torch.library.custom_op(
-    'mmvmamba::pooled_scan_backward',
-    mutates_args=(),
-    schema=f'(Tensor dout, {_TENSORS}, {_OPTIONS}) -> ({", ".join(["Tensor"] * (2 * _COUNT + 3))})',
+def _structured(arguments):
+    """An operator's flat arguments as `xz, directions, norm_weight, norm_bias, *options`."""
+    xz, *tensors = arguments[: 2 * _COUNT + 1]
+    return xz, (tuple(tensors[:_COUNT]), tuple(tensors[_COUNT:])), *arguments[2 * _COUNT + 1 :]
+
+
+_scan = registration.CustomOperator(
+    _operator,
+    'Tensor xz, '
+    + ', '.join(f'Tensor {way}_{field}' for way in ('forth', 'back') for field in Direction._fields)
+    + ', Tensor? norm_weight, Tensor? norm_bias',
+    _fake,
+    options='str axis, str? pool, float scaling, float eps',
+    forward=lambda module, *arguments: module.forward(*_structured(arguments)),
+    backward=lambda module, dout, *arguments: module.backward(dout, *_structured(arguments)),
 )
-def _backward(dout, *arguments):
-    tensors, options, backend = _split(arguments)
-    with dispatch.full_precision(dout.device):
-        grads = _operator.load(backend).backward(dout, *tensors, *options)
-    return gradients.as_inputs(grads, arguments[: 2 * _COUNT + 3])
-
-
-@_backward.register_fake
-def _(dout, *arguments):
-    return gradients.empty_like_inputs(*arguments[: 2 * _COUNT + 3])
-
-
-def _setup_context(ctx, inputs, output):
-    ctx.options = inputs[2 * _COUNT + 3 :]
-    ctx.save_for_backward(*inputs[: 2 * _COUNT + 3])
-
-
-def _autograd(ctx, dout):
-    tensors = ctx.saved_tensors
-    grads = _backward(dout.contiguous(), *tensors, *ctx.options)
-    return *gradients.as_autograd(grads, tensors), *[None] * len(ctx.options)
-
-
-_forward.register_autograd(_autograd, setup_context=_setup_context)

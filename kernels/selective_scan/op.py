@@ -2,7 +2,7 @@
 
 import torch
 
-from .. import dispatch, gradients
+from .. import dispatch, registration
 from ..arguments import check_like, check_parameter_dtype, check_same_dtype, check_tensor, compute_dtype
 from . import reference
 
@@ -12,7 +12,17 @@ _operator = dispatch.Operator(
     {'reference': 'reference', 'torch': 'torch_blocked', 'cpu': 'cpu', 'triton': 'triton_scan'},
 )
 
-_TENSORS = 'Tensor u, Tensor delta, Tensor A, Tensor Bs, Tensor Cs, Tensor? Ds, Tensor? delta_bias'
+
+def _fake(u, *others):
+    return torch.empty(u.shape, dtype=compute_dtype(u), device=u.device)
+
+
+_scan = registration.CustomOperator(
+    _operator,
+    'Tensor u, Tensor delta, Tensor A, Tensor Bs, Tensor Cs, Tensor? Ds, Tensor? delta_bias',
+    _fake,
+    options='bool softplus',
+)
 
 
 def selective_scan(u, delta, A, Bs, Cs, Ds=None, delta_bias=None, *, softplus=True, backend='auto'):
@@ -70,48 +80,4 @@ def selective_scan(u, delta, A, Bs, Cs, Ds=None, delta_bias=None, *, softplus=Tr
     if chosen == 'reference':
         with dispatch.full_precision(u.device):
             return reference.selective_scan(u, delta, A, Bs, Cs, Ds, delta_bias, softplus)
-    return _forward(u, delta, A, Bs, Cs, Ds, delta_bias, softplus, chosen)
-
-
-@torch.library.custom_op(
-    'mmvmamba::selective_scan', mutates_args=(), schema=f'({_TENSORS}, bool softplus, str backend) -> Tensor'
-)
-def _forward(u, delta, A, Bs, Cs, Ds, delta_bias, softplus, backend):
-    with dispatch.full_precision(u.device):
-        return _operator.load(backend).forward(u, delta, A, Bs, Cs, Ds, delta_bias, softplus)
-
-
-@_forward.register_fake
-def _(u, delta, A, Bs, Cs, Ds, delta_bias, softplus, backend):
-    return torch.empty(u.shape, dtype=compute_dtype(u), device=u.device)
-
-
-@torch.library.custom_op(
-    'mmvmamba::selective_scan_backward',
-    mutates_args=(),
-    schema=f'(Tensor dy, {_TENSORS}, bool softplus, str backend) -> ({", ".join(["Tensor"] * 7)})',
-)
-def _backward(dy, u, delta, A, Bs, Cs, Ds, delta_bias, softplus, backend):
-    tensors = (u, delta, A, Bs, Cs, Ds, delta_bias)
-    with dispatch.full_precision(u.device):
-        grads = _operator.load(backend).backward(dy, *tensors, softplus)
-    return gradients.as_inputs(grads, tensors)
-
-
-@_backward.register_fake
-def _(dy, u, delta, A, Bs, Cs, Ds, delta_bias, softplus, backend):
-    return gradients.empty_like_inputs(u, delta, A, Bs, Cs, Ds, delta_bias)
-
-
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.softplus, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _autograd(ctx, dy):
-    tensors = ctx.saved_tensors
-    grads = _backward(dy.contiguous(), *tensors, ctx.softplus, ctx.backend)
-    return *gradients.as_autograd(grads, tensors), None, None
-
-
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+    return _scan(u, delta, A, Bs, Cs, Ds, delta_bias, softplus, chosen)

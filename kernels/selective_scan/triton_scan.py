@@ -8,11 +8,12 @@ import torch
 
 from ..triton_bwd import scan_backward
 from ..triton_fwd import Walks, scan
+from ..triton_math import dense
 
 
 def _last(tensor):
     """`(B, C, L)` as `(B, L, C)`."""
-    return tensor.detach().transpose(1, 2).contiguous()
+    return dense(tensor.transpose(1, 2))
 
 
 def _walks(u, delta, A, Bs, Cs, Ds, delta_bias, softplus) -> Walks:
@@ -24,15 +25,15 @@ def _walks(u, delta, A, Bs, Cs, Ds, delta_bias, softplus) -> Walks:
             "must stay below 2**31; use shorter sequences or backend='torch'"
         )
     zero = A.new_zeros(total, dtype=torch.float32)
-    skip, bias = (zero if t is None else t.detach().float().contiguous() for t in (Ds, delta_bias))
+    skip, bias = (zero if t is None else dense(t, torch.float32) for t in (Ds, delta_bias))
     return Walks(
         x=_last(u),
-        projected=torch.cat([Bs, Cs], dim=2).detach().permute(0, 3, 1, 2).contiguous(),
+        projected=torch.cat([Bs, Cs], dim=2).permute(0, 3, 1, 2).contiguous(),
         ready=_last(delta),
         weight=zero.new_empty((groups, total // groups, 0)),
         bias=bias,
         skip=skip,
-        A=A.detach().float().contiguous(),
+        A=dense(A, torch.float32),
         grid=(1, length),
         grouped=True,
         softplus=softplus,
@@ -48,7 +49,6 @@ def forward(u, delta, A, Bs, Cs, Ds, delta_bias, softplus):
 def backward(dy, u, delta, A, Bs, Cs, Ds, delta_bias, softplus):
     """Gradients in the order of `forward`'s tensors; empty where the tensor is None."""
     grads = scan_backward(_walks(u, delta, A, Bs, Cs, Ds, delta_bias, softplus), _last(dy), torch.float32)
-    # clones: an operator's results must not share memory, and a view of few elements may already be contiguous
-    dBs, dCs = (t.clone() for t in grads.projected.permute(0, 2, 3, 1).split(A.shape[1], dim=2))
+    dBs, dCs = grads.projected.permute(0, 2, 3, 1).split(A.shape[1], dim=2)
     dD, dbias = (grad.new_empty(0) if t is None else grad for t, grad in ((Ds, grads.skip), (delta_bias, grads.bias)))
     return grads.x.transpose(1, 2), grads.ready.transpose(1, 2), grads.A, dBs, dCs, dD, dbias

@@ -3,10 +3,9 @@
 import torch
 from torch.nn import functional as F
 
-from .. import dispatch, gradients
-from ..arguments import check_like
-from .op import _operator as _scan
-from .op import check_arguments, ss2d
+from .. import dispatch, registration
+from ..arguments import check_like, compute_dtype
+from .op import TENSORS, check_arguments, implementations, ss2d
 from .routes import CASCADE
 
 
@@ -49,83 +48,65 @@ def ss2d_norm(
         check_like(name, 'gate', gate, dict(zip('BHWD', x.shape, strict=True)), 'x', x)
     chosen = dispatch.choose('ss2d', backend, x.device.type, x.dtype)
     # between its halves a cascade normalises by itself; a gate of another dtype promotes the result
-    if chosen == 'triton' and routes != CASCADE and (gate is None or gate.dtype == x.dtype):
+    if chosen in ('triton', 'auto') and routes != CASCADE and (gate is None or gate.dtype == x.dtype):
         tensors = (x, *parameters, norm_weight, norm_bias, gate)
-        trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-        y, _ = _fused(*tensors, eps, routes, trains)
-        return y
+        return _fused(*tensors, eps, routes, registration.needs_gradient(tensors), chosen)
     y = ss2d(x, *parameters, routes=routes, backend=chosen)
     with dispatch.full_precision(x.device):
-        y = F.layer_norm(y, (x.shape[3],), norm_weight.to(y.dtype), norm_bias.to(y.dtype), eps).to(x.dtype)
+        return _normalised(y, norm_weight, norm_bias, gate, eps, x.dtype)
+
+
+def _normalised(total, norm_weight, norm_bias, gate, eps, dtype):
+    """What follows the sum of the routes, in PyTorch."""
+    weight, bias = norm_weight.to(total.dtype), norm_bias.to(total.dtype)
+    y = F.layer_norm(total, total.shape[-1:], weight, bias, eps).to(dtype)
     return y if gate is None else y * F.silu(gate)
 
 
-_TENSORS = (
-    'Tensor x, Tensor x_proj_weight, Tensor dt_projs_weight, Tensor dt_projs_bias, Tensor As, Tensor Ds, '
-    'Tensor norm_weight, Tensor norm_bias, Tensor? gate'
-)
-
-
 def _route_dtype(x):
-    return torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
+    return torch.bfloat16 if x.dtype == torch.bfloat16 else compute_dtype(x)
 
 
-@torch.library.custom_op(
-    'mmvmamba::ss2d_norm',
-    mutates_args=(),
-    schema=f'({_TENSORS}, float eps, str routes, bool trains) -> (Tensor, Tensor)',
-)
-def _fused(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, norm_weight, norm_bias, gate, eps, routes, trains):
-    """The result and, if a backward pass may follow (`trains`), the sum of the routes; else an empty tensor."""
-    tensors = (x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, norm_weight, norm_bias, gate)
-    with dispatch.full_precision(x.device):
-        return _scan.load('triton').forward_norm(*tensors, eps, routes, trains)
-
-
-@_fused.register_fake
-def _(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, norm_weight, norm_bias, gate, eps, routes, trains):
+def _fake(x, *others):
+    trains = others[-1]
     return x.new_empty(x.shape), x.new_empty(x.shape if trains else 0, dtype=_route_dtype(x))
 
 
-@torch.library.custom_op(
-    'mmvmamba::ss2d_norm_backward',
-    mutates_args=(),
-    schema=f'(Tensor dy, Tensor total, {_TENSORS}, float eps, str routes) -> ({", ".join(["Tensor"] * 9)})',
-)
-def _backward(
-    dy, total, x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, norm_weight, norm_bias, gate, eps, routes
-):
-    tensors = (x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, norm_weight, norm_bias, gate)
-    with dispatch.full_precision(x.device):
-        grads = _scan.load('triton').backward_norm(dy, total, *tensors, eps, routes)
-    return gradients.as_inputs(grads, tensors)
+def _forward(module, *arguments):
+    """The result and, if a backward pass may follow (`trains`, the last one), the sum of the routes; else no number."""
+    if hasattr(module, 'forward_norm'):
+        return module.forward_norm(*arguments)
+    *scan, norm_weight, norm_bias, gate, eps, routes, trains = arguments
+    x = scan[0]
+    total = module.forward(*scan, routes)
+    y = _normalised(total, norm_weight, norm_bias, gate, eps, x.dtype)
+    return y.contiguous(), total.to(_route_dtype(x)) if trains else total.new_empty(0, dtype=_route_dtype(x))
 
 
-@_backward.register_fake
-def _(dy, total, x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, norm_weight, norm_bias, gate, eps, routes):
-    return gradients.empty_like_inputs(
-        x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, norm_weight, norm_bias, gate
-    )
-
-
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.eps, ctx.routes, _ = inputs
-    ctx.save_for_backward(output[1], *tensors)
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _autograd(ctx, dy, _):
-    total, *tensors = ctx.saved_tensors
-    if dy is None:
-        return (None,) * 12
+def _backward(module, dy, total, *arguments):
+    *scan, norm_weight, norm_bias, gate, eps, routes, _ = arguments
     if total.shape != dy.shape:
         raise RuntimeError(
             'ss2d_norm: a backward pass through a result computed with trains=False, which keeps nothing for it; '
             'call mmvmamba.kernels.ss2d_norm, which sets it, or pass True'
         )
-    grads = _backward(dy.contiguous(), total, *tensors, ctx.eps, ctx.routes)
-    return *gradients.as_autograd(grads, tensors), None, None, None
+    if hasattr(module, 'backward_norm'):
+        return module.backward_norm(dy, total, *scan, norm_weight, norm_bias, gate, eps, routes)
+    with torch.enable_grad():
+        leaves = [None if t is None else t.detach().requires_grad_() for t in (total, norm_weight, norm_bias, gate)]
+        y = _normalised(leaves[0].to(compute_dtype(dy)), *leaves[1:], eps, dy.dtype)
+    dtotal, *grads = torch.autograd.grad(y, [t for t in leaves if t is not None], dy)
+    absent = [total.new_empty(0)] if gate is None else []
+    return *module.backward(dtotal, *scan, routes), *grads, *absent
 
 
-_fused.register_autograd(_autograd, setup_context=_setup_context)
+_fused = registration.CustomOperator(
+    implementations,
+    f'{TENSORS}, Tensor norm_weight, Tensor norm_bias, Tensor? gate',
+    _fake,
+    options='float eps, str routes, bool trains',
+    name='ss2d_norm',
+    forward=_forward,
+    backward=_backward,
+    keeps=True,
+)

@@ -3,18 +3,23 @@
 import torch
 from torch.nn import functional as F
 
-from .. import dispatch, gradients
+from .. import dispatch, registration
 from ..arguments import check_like, check_parameter_dtype, check_tensor, compute_dtype
 from . import reference
 from .routes import CASCADE, PAIR, PATTERNS
 
-_operator = dispatch.Operator(
+implementations = dispatch.Operator(
     'ss2d', __package__, {'reference': 'reference', 'torch': 'torch_blocked', 'cpu': 'cpu', 'triton': 'triton_scan'}
 )
 
-_TENSORS = (
-    'Tensor x, Tensor x_proj_weight, Tensor dt_projs_weight, Tensor dt_projs_bias, Tensor As, Tensor Ds, str routes'
-)
+TENSORS = 'Tensor x, Tensor x_proj_weight, Tensor dt_projs_weight, Tensor dt_projs_bias, Tensor As, Tensor Ds'
+
+
+def _fake(x, *others):
+    return torch.empty(x.shape, dtype=compute_dtype(x), device=x.device)
+
+
+_scan = registration.CustomOperator(implementations, TENSORS, _fake, options='str routes')
 
 
 def ss2d(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, *, routes='cross', backend='auto'):
@@ -94,7 +99,7 @@ def _cascade(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, backend):
         with dispatch.full_precision(x.device):
             normed = F.layer_norm(t.to(compute_dtype(x)), (channels,), eps=1e-5)
         parameters = (x_proj_weight[pair], dt_projs_weight[pair], dt_projs_bias[pair], As[flat], Ds[flat])
-        return _scan_grid(normed.flatten(0, 1)[:, None], *parameters, PAIR, backend).view(t.shape)
+        return _scan_grid(normed.flatten(0, 1)[:, None], *parameters, PAIR, backend)[:, 0].unflatten(0, t.shape[:2])
 
     rows = lines(x, 0)
     return lines(rows.transpose(1, 2), 1).transpose(1, 2)
@@ -104,44 +109,4 @@ def _scan_grid(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, routes,
     if backend == 'reference':
         with dispatch.full_precision(x.device):
             return reference.ss2d(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, routes)
-    return _forward(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, routes, backend)
-
-
-@torch.library.custom_op('mmvmamba::ss2d', mutates_args=(), schema=f'({_TENSORS}, str backend) -> Tensor')
-def _forward(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, routes, backend):
-    with dispatch.full_precision(x.device):
-        return _operator.load(backend).forward(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, routes)
-
-
-@_forward.register_fake
-def _(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, routes, backend):
-    return torch.empty(x.shape, dtype=compute_dtype(x), device=x.device)
-
-
-@torch.library.custom_op(
-    'mmvmamba::ss2d_backward',
-    mutates_args=(),
-    schema=f'(Tensor dy, {_TENSORS}, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
-)
-def _backward(dy, x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, routes, backend):
-    tensors = (x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds)
-    with dispatch.full_precision(x.device):
-        grads = _operator.load(backend).backward(dy, *tensors, routes)
-    return gradients.as_inputs(grads, tensors)
-
-
-@_backward.register_fake
-def _(dy, x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, routes, backend):
-    return gradients.empty_like_inputs(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds)
-
-
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.routes, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _autograd(ctx, dy):
-    return *_backward(dy.contiguous(), *ctx.saved_tensors, ctx.routes, ctx.backend), None, None
-
-
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+    return _scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, routes, backend)

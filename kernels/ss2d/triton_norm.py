@@ -3,10 +3,13 @@
 The forward pass reads every route's buffer once and in training keeps their sum; the backward pass needs that alone.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 
+from ..triton_launch import Launch, on_device, planned
 from ..triton_math import is_cuda, launch_options, multiprocessors, silu, silu_slope
 
 _TILE, WARPS = 2048, 4
@@ -44,10 +47,10 @@ def _normalise(
 
 @triton.jit(do_not_specialize=['rows', 'share'])
 def _differentiate(
-    p_dy, p_sum, p_weight, p_bias, p_gate, p_dsum, p_dweight, p_dbias, p_dgate, rows, share, eps,
+    p_dy, p_sum, p_weight, p_bias, p_gate, p_dsum, p_sums, p_dgate, rows, share, eps,
     D: tl.constexpr, GATED: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Gradients for a run of `share` tiles of rows; `dweight, dbias (runs, D)`."""
+    """Gradients for a run of `share` tiles of rows; `sums (runs, 2, D)` are those of weight and bias."""
     i_run = tl.program_id(0)
     o_d = tl.arange(0, BD)
     m_d = o_d < D
@@ -76,14 +79,27 @@ def _differentiate(
         along = tl.sum(g * normed, axis=1) / D
         dsum = (g - (tl.sum(g, axis=1) / D)[:, None] - normed * along[:, None]) * scale[:, None]
         tl.store(p_dsum + offset, dsum.to(p_dsum.dtype.element_ty), mask=mask)
-    tl.store(p_dweight + i_run * D + o_d, dweight, mask=m_d)
-    tl.store(p_dbias + i_run * D + o_d, dbias, mask=m_d)
+    p_sums += i_run * (2 * D) + o_d
+    tl.store(p_sums, dweight, mask=m_d)
+    tl.store(p_sums + D, dbias, mask=m_d)
 
 
 def tiling(channels: int) -> dict:
     """Rows that a program works on together, and their channels."""
     block = triton.next_power_of_2(channels)
     return dict(BD=block, BR=max(1, _TILE // block))
+
+
+@planned
+def _normalising(shape, channels: int, dtypes, device, gated: bool, keep: bool) -> tuple[int, Launch]:
+    """Rows, and the launch of `_normalise`."""
+    rows, blocks = math.prod(shape[1:]) // channels, tiling(channels)
+    return rows, Launch(
+        _normalise,
+        triton.cdiv(rows, blocks['BR']),
+        **dict(K=shape[0], D=channels, GATED=gated, KEEP=keep, **blocks),
+        **launch_options(WARPS, is_cuda(device)),
+    )
 
 
 def normalise(routes, weight, bias, gate, eps, dtype, keep):
@@ -100,37 +116,43 @@ def normalise(routes, weight, bias, gate, eps, dtype, keep):
     Returns:
         The sum in the dtype of the routes, or an empty tensor, and the result; `(B, L, D)` each.
     """
-    y = torch.empty_like(routes[0], dtype=dtype)
-    total = torch.empty_like(routes[0]) if keep else routes.new_empty(0)
-    channels = routes.shape[-1]
-    rows = y.numel() // channels
+    shape = routes.shape
+    y = routes.new_empty(shape[1:], dtype=dtype)
+    total = routes.new_empty(shape[1:] if keep else 0)
+    dtypes = routes.dtype, weight.dtype, bias.dtype, dtype
+    rows, launch = _normalising(shape, shape[3], dtypes, routes.device, gate is not None, keep)
     if rows:
-        blocks = tiling(channels)
-        with torch.cuda.device_of(routes):
-            _normalise[(triton.cdiv(rows, blocks['BR']),)](
-                *(routes, weight, bias, y if gate is None else gate, total if keep else y, y, rows, eps),
-                **dict(K=routes.shape[0], D=channels, GATED=gate is not None, KEEP=keep, **blocks),
-                **launch_options(WARPS, is_cuda(y.device)),
-            )
+        with on_device(routes):
+            launch((routes, weight, bias, y if gate is None else gate, total if keep else y, y), rows, eps)
     return total, y
+
+
+@planned
+def _differentiating(rows: int, channels: int, dtypes, device, gated: bool, machine: int) -> tuple[int, int, Launch]:
+    """Runs, tiles of a run, and the launch of `_differentiate`."""
+    blocks = tiling(channels)
+    tiles = triton.cdiv(rows, blocks['BR'])
+    runs = max(1, min(tiles, 4 * machine))
+    options = launch_options(WARPS, is_cuda(device))
+    share = triton.cdiv(tiles, runs)
+    return runs, share, Launch(_differentiate, runs, D=channels, GATED=gated, **blocks, **options)
 
 
 def normalise_backward(dy, total, weight, bias, gate, eps):
     """Gradients of the sum (in its dtype), of weight and bias (float32) and of the gate (or an empty tensor)."""
     channels = total.shape[-1]
     rows = total.numel() // channels
-    blocks = tiling(channels)
-    tiles = triton.cdiv(rows, blocks['BR'])
-    runs = max(1, min(tiles, 4 * multiprocessors(total.device)))
+    dtypes = dy.dtype, total.dtype, weight.dtype, bias.dtype
+    device = total.device
+    runs, share, launch = _differentiating(rows, channels, dtypes, device, gate is not None, multiprocessors(device))
     dsum = torch.empty_like(total)
-    dgate = total.new_empty(0, dtype=torch.float32) if gate is None else torch.empty_like(gate)
-    dweight, dbias = (total.new_zeros((runs, channels), dtype=torch.float32) for _ in range(2))
+    dgate = total.new_empty(0) if gate is None else torch.empty_like(gate)
+    sums = total.new_empty((runs, 2, channels), dtype=torch.float32)
     if rows:
-        with torch.cuda.device_of(total):
-            _differentiate[(runs,)](
-                *(dy, total, weight, bias, total if gate is None else gate, dsum, dweight, dbias),
-                *(dsum if gate is None else dgate, rows, triton.cdiv(tiles, runs), eps),
-                **dict(D=channels, GATED=gate is not None, **blocks),
-                **launch_options(WARPS, is_cuda(total.device)),
+        with on_device(total):
+            launch(
+                (dy, total, weight, bias, total if gate is None else gate, dsum, sums, dsum if gate is None else dgate),
+                *(rows, share, eps),
             )
-    return dsum, dweight.sum(0), dbias.sum(0), dgate
+    dweight, dbias = sums.sum(0) if rows else sums.new_zeros((2, channels))
+    return dsum, dweight, dbias, dgate

@@ -4,10 +4,15 @@ Neither routes nor time steps exist in device memory. Every route writes a buffe
 own (`forward`) or part of the normalisation that follows (`triton_norm`).
 """
 
+import functools
+
 import torch
+from torch.nn import functional as F
 
 from ..triton_bwd import scan_backward
 from ..triton_fwd import Walks, scan
+from ..triton_math import dense
+from ..triton_sums import add_up
 from .routes import ROUTES
 from .triton_norm import normalise, normalise_backward
 
@@ -21,57 +26,59 @@ def _bits(flags) -> int:
     return sum(1 << k for k, flag in enumerate(flags) if flag)
 
 
+@functools.cache
+def _pattern(routes: str) -> tuple[int, int, int]:
+    """A pattern's routes as `Walks` counts them: by columns, in reverse, in the order of the output."""
+    pattern = ROUTES[routes]
+    return tuple(_bits(getattr(route, field) for route in pattern) for field in ('by_column', 'reverse', 'keep_order'))
+
+
 def walks_of(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, routes) -> Walks:
     """Project every pixel for every route and describe the routes."""
-    pattern = ROUTES[routes]
+    batch, height, width, channels = x.shape
     count, columns = x_proj_weight.shape[:2]
-    if x.shape[1] * x.shape[2] * max(x.shape[3], count * columns) >= 1 << 31:
+    if height * width * max(channels, count * columns) >= 1 << 31:
         raise ValueError(
             f'ss2d: x has shape {tuple(x.shape)}; the triton backend indexes an image with 32 bits, H*W*D must stay '
             "below 2**31; use smaller images or backend='torch'"
         )
-    grid = tuple(x.shape[1:3])
-    x = x.detach().contiguous().flatten(1, 2)
-    flat = x.to(route_dtype(x)) @ x_proj_weight.detach().to(route_dtype(x)).flatten(0, 1).T
-    dt_projs_weight, dt_projs_bias, As, Ds = (
-        t.detach().float().contiguous() for t in (dt_projs_weight, dt_projs_bias, As, Ds)
-    )
+    x = dense(x).view(batch, height * width, channels)
+    dtype = route_dtype(x)
+    flat = F.linear(x.to(dtype), x_proj_weight.to(dtype).reshape(count * columns, channels))
+    single = torch.float32
+    by_columns, reverses, keeps = _pattern(routes)
     return Walks(
-        x=x,
-        projected=flat.unflatten(-1, (count, columns)),
-        ready=None,
-        weight=dt_projs_weight,
-        bias=dt_projs_bias,
-        skip=Ds,
-        A=As,
-        grid=grid,
-        columns=_bits(route.by_column for route in pattern),
-        reverses=_bits(route.reverse for route in pattern),
-        keeps=_bits(route.keep_order for route in pattern),
+        x,
+        flat.view(batch, height * width, count, columns),
+        None,
+        dense(dt_projs_weight, single),
+        dense(dt_projs_bias, single),
+        dense(Ds, single),
+        dense(As, single),
+        (height, width),
+        by_columns,
+        reverses,
+        keeps,
     )
 
 
 def forward(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, routes):
     """See `mmvmamba.kernels.ss2d`; here `routes` is a key of `ROUTES`."""
     walks = walks_of(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, routes)
-    return scan(walks, route_dtype(x)).sum(0, dtype=torch.float32).view(x.shape)
+    return add_up(scan(walks, route_dtype(x)), torch.float32).view(x.shape)
 
 
 def backward(dy, x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, routes):
     """Gradients in the order of `forward`'s tensors; projections and states are recomputed."""
     walks = walks_of(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, routes)
-    grads = scan_backward(walks, dy.detach().contiguous(), route_dtype(x))
     # products in the dtype of the projections, as in the forward pass; sums stay float32
-    flat = grads.projected.flatten(2).flatten(0, 1).to(route_dtype(x))
-    pixels = walks.x.flatten(0, 1).to(flat.dtype)
-    dx = grads.x.sum(0, dtype=torch.float32)
-    dx += (flat @ x_proj_weight.detach().to(flat.dtype).flatten(0, 1)).view_as(dx)
-    dx_proj = (flat.T @ pixels).view_as(x_proj_weight)
-    return dx.view(x.shape), dx_proj, grads.weight, grads.bias.view_as(dt_projs_bias), grads.A, grads.skip
-
-
-def _dense(*tensors):
-    return [None if t is None else t.detach().contiguous() for t in tensors]
+    dtype = route_dtype(x)
+    grads = scan_backward(walks, dense(dy), dtype, dtype)
+    weight = x_proj_weight.to(dtype).reshape(-1, x.shape[3])
+    flat = grads.projected.view(-1, weight.shape[0])
+    dx = add_up(grads.x, x.dtype, flat @ weight)
+    dx_proj = (flat.T @ walks.x.view(-1, x.shape[3]).to(dtype)).view(x_proj_weight.shape)
+    return dx.view(x.shape), dx_proj, grads.weight, grads.bias.view(dt_projs_bias.shape), grads.A, grads.skip
 
 
 def forward_norm(
@@ -79,9 +86,9 @@ def forward_norm(
 ):
     """`ss2d_norm`: its result in the dtype of x and, if it `trains`, the routes' sum for `backward_norm`."""
     walks = walks_of(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, routes)
-    buffers = scan(walks, route_dtype(x))
-    norm_weight, norm_bias, gate = _dense(norm_weight, norm_bias, gate)
-    total, y = normalise(buffers, norm_weight, norm_bias, gate, eps, x.dtype, trains)
+    gate = None if gate is None else dense(gate)
+    norm = dense(norm_weight), dense(norm_bias)
+    total, y = normalise(scan(walks, route_dtype(x)), *norm, gate, eps, x.dtype, trains)
     return y.view(x.shape), total.view(x.shape) if trains else total
 
 
@@ -89,7 +96,8 @@ def backward_norm(
     dy, total, x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, norm_weight, norm_bias, gate, eps, routes
 ):
     """Gradients in the order of `forward_norm`'s tensors; that of an absent gate is empty."""
-    norm_weight, norm_bias, gate = _dense(norm_weight, norm_bias, gate)
-    dtotal, dweight, dbias, dgate = normalise_backward(dy.contiguous(), total, norm_weight, norm_bias, gate, eps)
+    gate = None if gate is None else dense(gate)
+    norm = dense(norm_weight), dense(norm_bias)
+    dtotal, dweight, dbias, dgate = normalise_backward(dense(dy), dense(total), *norm, gate, eps)
     grads = backward(dtotal, x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, routes)
     return *grads, dweight, dbias, dgate

@@ -7,23 +7,13 @@ import cv2
 import mmcv
 import numpy as np
 
+from .files import is_cut
+
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.pnm', '.ppm', '.tif', '.tiff', '.webp')
-_ENDS = {b'\xff\xd8': b'\xff\xd9', b'\x89P': b'IEND'}  # first bytes of a JPEG, a PNG; what must come near the end
-_TAIL = 65536  # cameras append things
 
 
 class UnreadableImageError(ValueError):
     """A file that is no image, or half of one, by name."""
-
-
-def is_cut(path: str | Path) -> bool:
-    """Whether the end of a local JPEG or PNG is missing: decoders fill up with grey and say nothing."""
-    if '://' in str(path):
-        return False
-    with open(path, 'rb') as file:
-        end = _ENDS.get(file.read(2))
-        file.seek(max(0, Path(path).stat().st_size - _TAIL))
-        return end is not None and end not in file.read()
 
 
 def read_image(path: str | Path) -> np.ndarray:

@@ -42,9 +42,9 @@ def test_missing_data_of_wrapped_datasets_is_listed_once(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         launch.check_data(cfg, ('train', 'val'))
     text = str(caught.value)
-    assert text.count(f'train_dataloader: ann_file: {tmp_path}/a.json') == 1
-    assert f'val_dataloader: img: {tmp_path}/images' in text
-    assert 'val_evaluator: ann_file' in text
+    assert text.count('does not exist (train_dataloader.dataset.dataset.ann_file)') == 1
+    assert f'{tmp_path}/images\n  error: does not exist (train_dataloader.dataset.dataset.img)' in text
+    assert 'does not exist (val_evaluator[0].ann_file)' in text
     assert 'data/coco/{train2017,val2017,annotations}' in text
     (tmp_path / 'a.json').write_text('{}')
     (tmp_path / 'images').mkdir()

@@ -252,10 +252,10 @@ def test_inference_keeps_no_sum_of_the_routes():
     expected = ss2d_norm(**{k: v.requires_grad_() for k, v in arguments.items()}, backend='triton')
     with torch.no_grad():
         assert torch.equal(ss2d_norm(**arguments, backend='triton'), expected)
-    y, total = torch.ops.mmvmamba.ss2d_norm(*(v.detach() for v in arguments.values()), 1e-5, 'cross', False)
+    y, total = torch.ops.mmvmamba.ss2d_norm(*(v.detach() for v in arguments.values()), 1e-5, 'cross', False, 'triton')
     assert torch.equal(y, expected)
     assert total.numel() == 0
-    y, _ = torch.ops.mmvmamba.ss2d_norm(*arguments.values(), 1e-5, 'cross', False)
+    y, _ = torch.ops.mmvmamba.ss2d_norm(*arguments.values(), 1e-5, 'cross', False, 'triton')
     with pytest.raises(RuntimeError, match='trains=False'):
         y.sum().backward()
 
@@ -294,12 +294,12 @@ def test_custom_operators(gated):
     scan = [arguments[k] for k in ('x', 'x_proj_weight', 'dt_projs_weight', 'dt_projs_bias', 'As', 'Ds')]
     norm = [*scan, arguments['norm_weight'], arguments['norm_bias'], arguments.get('gate')]
     torch.library.opcheck(torch.ops.mmvmamba.ss2d.default, (*scan, 'cross', 'triton'))
-    torch.library.opcheck(torch.ops.mmvmamba.ss2d_norm.default, (*norm, 1e-5, 'cross', True))
+    torch.library.opcheck(torch.ops.mmvmamba.ss2d_norm.default, (*norm, 1e-5, 'cross', True, 'triton'))
     frozen = [None if t is None else t.detach() for t in norm]
-    torch.library.opcheck(torch.ops.mmvmamba.ss2d_norm.default, (*frozen, 1e-5, 'cross', False))
+    torch.library.opcheck(torch.ops.mmvmamba.ss2d_norm.default, (*frozen, 1e-5, 'cross', False, 'triton'))
     weight = torch.randn(8, 1, 3, 3, device=DEVICE, requires_grad=True)
     bias = torch.randn(8, device=DEVICE, requires_grad=True) if gated else None
-    torch.library.opcheck(torch.ops.mmvmamba.depthwise_conv_silu.default, (scan[0], weight, bias))
+    torch.library.opcheck(torch.ops.mmvmamba.depthwise_conv_silu.default, (scan[0], weight, bias, 'triton'))
     sequence = [v.requires_grad_() for v in scan_inputs(1, 2, 3, length=5, device=DEVICE).values()]
     if not gated:
         sequence[-2:] = [None, None]

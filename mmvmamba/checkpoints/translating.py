@@ -1,0 +1,112 @@
+"""Published names into ours: what each family of backbones registers, and what all have in common."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+class Family(NamedTuple):
+    """Backbones whose published files are alike.
+
+    Attributes:
+        name: as in the attribute `family` of the backbones.
+        title: how messages call it.
+        archs: the published architectures, each with its measures.
+        measure: parameters (our names) to those measures that their shapes tell; None for another family's.
+        translate: published parameters, and the model's, to parameters under the model's names.
+    """
+
+    name: str
+    title: str
+    archs: Mapping[str, Mapping]
+    measure: Callable[[Tensors], dict | None]
+    translate: Callable[[Tensors, Tensors], dict[str, torch.Tensor]]
+
+
+_FAMILIES: dict[str, Family] = {}
+
+
+def register(family: Family) -> None:
+    """Make a family known; its backbones carry its name in `family`."""
+    _FAMILIES[family.name] = family
+
+
+def identify(state_dict: Tensors) -> tuple[Family | None, str, dict]:
+    """The family of a backbone's parameters, its published architecture ('' if none), and its measures."""
+    for family in _FAMILIES.values():
+        measures = family.measure(family.translate(state_dict, {}))
+        if measures is not None:
+            fits = (arch for arch, row in family.archs.items() if measures.items() <= row.items())
+            return family, next(fits, ''), measures
+    return None, '', {}
+
+
+def architecture(state_dict: Tensors) -> str:
+    """Name the architecture of a backbone's parameters: a published one, or its measures; '' if none."""
+    family, arch, measures = identify(state_dict)
+    if arch:
+        return f'{family.title} {arch}'
+    return ', '.join(f'{key}={value}' for key, value in measures.items())
+
+
+def translate(state_dict: Tensors, model) -> tuple[dict[str, torch.Tensor], list[str], list[str]]:
+    """Translate a state dict to a backbone's names: the result, what was dropped, what is missing by right."""
+    dropped = []
+    if any(name.startswith('backbone.') for name in state_dict):
+        dropped += [name for name in state_dict if not name.startswith('backbone.')]
+        state_dict = {k.removeprefix('backbone.'): v for k, v in state_dict.items() if k.startswith('backbone.')}
+    expected = model.state_dict()
+    fitted = {}
+    for name, value in _FAMILIES[model.family].translate(state_dict, expected).items():
+        if _surplus(name, expected):
+            dropped.append(name)
+            continue
+        wanted = expected.get(name)
+        if wanted is not None and value.ndim == wanted.ndim + 2 and value.shape[-2:] == (1, 1):
+            value = value[..., 0, 0]
+        fitted[name] = value
+    fresh = []
+    if not any(name.startswith('outnorm') for name in state_dict):  # a classifier has none
+        fresh = [name for name in expected if name.startswith('outnorm')]
+    return fitted, dropped, fresh
+
+
+def clean(state_dict: Tensors) -> dict[str, torch.Tensor]:
+    """Published names into ours where no model is at hand: without prefixes of wrappers, linears as such.
+
+    For a backbone's file without the rest that a classifier has; for a whole model's with `backbone.` and all the rest.
+    """
+    state_dict = {name.removeprefix('module.'): value for name, value in state_dict.items()}
+    own = {name.removeprefix('backbone.'): v for name, v in state_dict.items() if name.startswith('backbone.')}
+    whole = any(not name.startswith('backbone.') for name in state_dict) and bool(own)
+    own = own or state_dict
+    family, _, _ = identify(own)
+    if family is None:
+        return state_dict
+    own = {
+        name: value[..., 0, 0] if value.ndim == 4 and value.shape[-2:] == (1, 1) else value  # no backbone has such
+        for name, value in family.translate(own, {}).items()
+        if not name.startswith(_HEADS) and name != 'cls_token'
+    }
+    rest = {name: value for name, value in state_dict.items() if not name.startswith('backbone.')} if whole else {}
+    return {**{f'backbone.{name}': value for name, value in own.items()}, **rest} if whole else own
+
+
+_HEADS = ('classifier.', 'head.', 'norm.', 'norm_f.')
+
+
+def _surplus(name: str, expected: Mapping) -> bool:
+    """Whether a backbone has no place for a name by design: a classifier's head, or stages behind the last output."""
+    if name in expected:
+        return False
+    if name.startswith(_HEADS) or name == 'cls_token':
+        return True
+    built = [int(match.group(1)) for match in map(re.compile(r'layers\.(\d+)\.').match, expected) if match]
+    match = re.match(r'layers\.(\d+)\.(downsample\.)?', name)
+    if match and (int(match.group(1)) > max(built) or (match.group(2) and int(match.group(1)) == max(built))):
+        return True
+    return bool(re.match(r'outnorm\d', name)) and any(key.startswith('outnorm') for key in expected)
