@@ -54,7 +54,8 @@ MODELS = {
     'mask2former_seg': Model('mmseg', 'mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py'),
     'upernet': Model('mmseg', 'upernet/upernet_r50_4xb4-80k_ade20k-512x512.py'),
 }
-FEWER = dict(nms_pre=100, max_per_img=50, num_queries=50, num_proposals=50)  # of proposals, at most
+# at most so many proposals; and any score counts, as three iterations teach none
+FEWER = dict(nms_pre=100, max_per_img=50, num_queries=50, num_proposals=50, score_thr=0.0)
 
 
 def base_config(model: Model) -> Path:
