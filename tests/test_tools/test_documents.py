@@ -106,10 +106,10 @@ def provide_coco(root: Path, classes: list[str], shapes: Path) -> None:
     shutil.copytree(shapes / 'coco', root)
     for path in root.glob('annotations/*.json'):
         content = json.loads(path.read_text())
-        kept = content['categories'][: len(classes)]
-        ids = {category['id'] for category in kept}
+        ids = [category['id'] for category in content['categories']][: len(classes)]
+        ids += [1000 + i for i in range(len(classes) - len(ids))]  # which nothing has
         content['annotations'] = [entry for entry in content['annotations'] if entry['category_id'] in ids]
-        content['categories'] = [dict(category, name=name) for category, name in zip(kept, classes, strict=False)]
+        content['categories'] = [dict(id=i, name=name) for i, name in zip(ids, classes, strict=True)]
         path.write_text(json.dumps(content))
 
 
