@@ -10,19 +10,20 @@ VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'mmvmamba/__init__.py').rea
 KERNELS = ['mmvmamba.kernels'] + [f'mmvmamba.kernels.{name}' for name in find_packages('kernels')]
 
 # The onedl-* packages and the original mmcv, mmdet, mmsegmentation share import names. A hard requirement on one family
-# would overwrite the other in a user's environment, so the toolboxes are extras.
+# would overwrite the other in a user's environment, so the toolboxes are extras; those who have the originals install
+# without extras.
 ENGINE = ['onedl-mmengine>=0.10.7']
-DETECTION = [*ENGINE, 'onedl-mmcv>=2.3', 'onedl-mmdetection>=3.5']
-SEGMENTATION = [*ENGINE, 'onedl-mmcv>=2.3', 'onedl-mmsegmentation>=1.4', 'ftfy', 'regex']
+# to read weights, measure memory, make the shapes dataset: every tool runs with what one extra brings
+TOOLS = ['safetensors', 'psutil', 'pycocotools']
+DETECTION = [*ENGINE, *TOOLS, 'onedl-mmcv>=2.3', 'onedl-mmdetection>=3.5', 'faster-coco-eval>=1.6']
+SEGMENTATION = [*ENGINE, *TOOLS, 'onedl-mmcv>=2.3', 'onedl-mmsegmentation>=1.4', 'ftfy', 'regex']
 CPU = ['numba']
 TEST = [
     *DETECTION,
     *SEGMENTATION,
     *CPU,
     'triton; sys_platform == "linux"',
-    'safetensors',
     'matplotlib',
-    'psutil',
     'hypothesis',
     'pytest',
     'ruff',
@@ -35,12 +36,18 @@ setup(
     long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    license_files=['mmvmamba/LICENSE'],
+    license_files=['LICENSE'],
     classifiers=['License :: OSI Approved :: Apache Software License', 'Programming Language :: Python :: 3'],
     python_requires='>=3.10',
     packages=[*find_packages(include=['mmvmamba', 'mmvmamba.*']), *KERNELS],
     package_dir={'mmvmamba': 'mmvmamba', 'mmvmamba.kernels': 'kernels'},
-    package_data={'mmvmamba': ['LICENSE', '.mim/*.yml', '.mim/configs/**/*']},
+    package_data={'mmvmamba': ['.mim/*.yml', '.mim/configs/**/*']},
     install_requires=['torch>=2.4', 'numpy'],
-    extras_require={'det': DETECTION, 'seg': SEGMENTATION, 'cpu': CPU, 'test': TEST},
+    extras_require={
+        'det': DETECTION,
+        'seg': SEGMENTATION,
+        'all': [*DETECTION, *SEGMENTATION, *CPU],
+        'cpu': CPU,
+        'test': TEST,
+    },
 )

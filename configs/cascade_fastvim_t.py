@@ -6,7 +6,14 @@ _base_ = [
     '_base_/runtime_det_iters.py',
 ]
 model = dict(
-    backbone=dict(type='FastVim', arch='tiny', img_size=1024, out_indices=(23,), drop_path_rate=0.1),
+    backbone=dict(
+        type='FastVim',
+        arch='tiny',
+        img_size=1024,
+        out_indices=(23,),
+        drop_path_rate=0.1,
+        init_cfg=dict(type='Pretrained', checkpoint='mmvmamba://fastvim_tiny'),
+    ),
     neck=dict(in_channels=192),
 )
 # batches of 2 on 32 devices make the published 64

@@ -6,6 +6,13 @@ _base_ = [
     '_base_/runtime_det.py',
 ]
 model = dict(
-    backbone=dict(type='FastVim', arch='tiny', img_size=1024, out_indices=(23,), drop_path_rate=0.1),
+    backbone=dict(
+        type='FastVim',
+        arch='tiny',
+        img_size=1024,
+        out_indices=(23,),
+        drop_path_rate=0.1,
+        init_cfg=dict(type='Pretrained', checkpoint='mmvmamba://fastvim_tiny'),
+    ),
     neck=dict(in_channels=192),
 )

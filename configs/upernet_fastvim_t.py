@@ -6,7 +6,14 @@ _base_ = [
     '_base_/runtime_seg.py',
 ]
 model = dict(
-    backbone=dict(type='FastVim', arch='tiny', img_size=512, out_indices=(5, 11, 17, 23), drop_path_rate=0.1),
+    backbone=dict(
+        type='FastVim',
+        arch='tiny',
+        img_size=512,
+        out_indices=(5, 11, 17, 23),
+        drop_path_rate=0.1,
+        init_cfg=dict(type='Pretrained', checkpoint='mmvmamba://fastvim_tiny'),
+    ),
     decode_head=dict(in_channels=[192] * 4),
     auxiliary_head=dict(in_channels=192),
     test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(341, 341)),

@@ -7,7 +7,13 @@ _base_ = [
 ]
 model = dict(
     data_preprocessor=dict(size=(640, 640)),
-    backbone=dict(type='VMamba', arch='small_s2l15', out_indices=(0, 1, 2, 3), drop_path_rate=0.3),
+    backbone=dict(
+        type='VMamba',
+        arch='small_s2l15',
+        out_indices=(0, 1, 2, 3),
+        drop_path_rate=0.3,
+        init_cfg=dict(type='Pretrained', checkpoint='mmvmamba://vmamba_small_s2l15'),
+    ),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
     auxiliary_head=dict(in_channels=384),
 )

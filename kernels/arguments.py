@@ -12,9 +12,9 @@ _passed: set[tuple] = set()  # at most so many; a training run on images of all 
 def case_of(operator: str, tensors, *options) -> tuple | None:
     """All that the checks of a call look at, to make them once; None where they must be made again.
 
-    That is where sizes are symbols (in a compiler or exporter), or where something is no plain tensor.
+    That is where sizes are symbols (in a compiler, exporter or trace), or where something is no plain tensor.
     """
-    if torch.compiler.is_compiling() or not _PLAIN.issuperset(map(type, tensors)):
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not _PLAIN.issuperset(map(type, tensors)):
         return None
     case = (operator, options, *[None if t is None else (t.shape, t.dtype, t.device) for t in tensors])
     try:
@@ -26,7 +26,7 @@ def case_of(operator: str, tensors, *options) -> tuple | None:
 
 def has_passed(case: tuple | None) -> bool:
     """Whether a call like this one was checked before."""
-    return case in _passed
+    return case is not None and case in _passed  # without a look at the set compilers put no guard on it
 
 
 def note_passed(case: tuple | None) -> None:
@@ -91,11 +91,10 @@ def check_parameter_dtype(operator: str, first: str, like: torch.Tensor, **param
     Under autocast activations are half precision and parameters float32, so both must be welcome together;
     float64 is all or nothing, else a gradient check would silently run in float32.
     """
+    welcome = [like.dtype] if like.dtype in (torch.float32, torch.float64) else [like.dtype, torch.float32]
     for name, value in parameters.items():
-        if value is None or value.dtype == like.dtype:
-            continue
-        if value.dtype != torch.float32 or like.dtype == torch.float64:
-            expected = like.dtype if like.dtype == torch.float64 else f'{like.dtype} or torch.float32'
+        if value is not None and value.dtype not in welcome:
+            expected = ' or '.join(map(str, welcome))
             raise TypeError(
                 f'{operator}: {name} has dtype {value.dtype}; expected {expected} as {first} is {like.dtype}'
             )

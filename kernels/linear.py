@@ -33,6 +33,7 @@ def linear(x, weight, bias=None):
 def _takes(x, weight) -> bool:
     return (
         not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # which would keep the number of images
         and x.device.type == weight.device.type == 'cpu'
         and x.dtype == weight.dtype == torch.float32
         and torch.backends.mkldnn.is_available()

@@ -18,11 +18,15 @@ _TAGS = (torch._C.Tag.pt2_compliant_tag, torch._C.Tag.needs_fixed_stride_order)
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None)))
 
 
-def _keys(*names) -> int:
+# What tells two sets of dispatch keys apart; in PyTorch 2.4 they have no number, only a name.
+_identity = getattr(torch._C.DispatchKeySet, 'raw_repr', repr)
+
+
+def _keys(*names):
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, names[0]))
     for name in names[1:]:
         keys = keys | torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name))
-    return keys.raw_repr()
+    return _identity(keys)
 
 
 _QUIET = frozenset((_keys('BackendSelect', 'ADInplaceOrView'), _keys('BackendSelect')))  # the latter in inference mode
@@ -181,7 +185,7 @@ def _is_plain(tensors) -> bool:
     Modes and transforms of PyTorch's announce themselves in the thread's set of dispatch keys, but not all of them.
     """
     return (
-        torch._C._dispatch_tls_local_include_set().raw_repr() in _QUIET
+        _identity(torch._C._dispatch_tls_local_include_set()) in _QUIET
         and forward_ad._current_level < 0
         and not torch.autograd._profiler_enabled()
         and not torch.jit.is_tracing()

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from .pooled_scan.op import Direction, pooled_scan
 
@@ -126,6 +125,8 @@ def output_and_gradients(function, arguments: dict, seed=0, **options):
 
 def load_golden(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     """Read a golden file: its tensors, and its metadata with JSON values decoded where they are JSON."""
+    from safetensors import safe_open
+
     with safe_open(path, framework='pt') as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
         metadata = dict(file.metadata() or {})

@@ -1,37 +1,68 @@
 """Registry nodes of scope `mmvmamba`.
 
-`type='mmvmamba.VMamba'` finds our classes from any toolbox with nothing imported first. Our classes are also put into
-mmengine's root nodes, which every toolbox searches last, so that `type='VMamba'` works in mmdet and in mmseg alike
-after `custom_imports=dict(imports=['mmvmamba.models'])`.
+`type='mmvmamba.VMamba'` finds our classes from any toolbox with nothing imported first, whatever the kind. A class that
+needs a toolbox is imported when its name is asked for, so one toolbox is enough for what needs that one. Our classes
+are also put into mmengine's root nodes, which every toolbox searches last, so that `type='VMamba'` works in mmdet and
+in mmseg alike after `custom_imports=dict(imports=['mmvmamba.models'])`.
 
 The package's name goes into mmengine's list of packages with a `model-index.yml`, so that the inferencers of the
 toolboxes find our configs by name with `scope='mmvmamba'`. The configs name their toolbox by `_scope_` where an
 inferencer builds from them.
 """
 
+from importlib import import_module
+
 from mmengine import registry as root
 from mmengine.config.utils import MODULE2PACKAGE
 
 MODULE2PACKAGE.setdefault('mmvmamba', 'mmvmamba')
 
-MODELS = root.Registry('model', parent=root.MODELS, scope='mmvmamba', locations=['mmvmamba.models'])
-DATASETS = root.Registry(
-    'dataset',
-    parent=root.DATASETS,
-    scope='mmvmamba',
-    locations=['mmvmamba.datasets'],
+
+class _Registry(root.Registry):
+    """A node that also finds what its packages import only when asked for it by name (PEP 562)."""
+
+    def __init__(self, name: str, parent: root.Registry, package: str):
+        super().__init__(name, parent=parent, scope='mmvmamba', locations=[package])
+        self._package = package
+
+    def get(self, key: str) -> type | None:
+        """The class of a name, imported if it has not been.
+
+        Raises:
+            ImportError: the class is ours and its toolbox cannot be imported.
+        """
+        getattr(import_module(self._package), str(key).rpartition('.')[2], None)
+        return super().get(key)
+
+
+MODELS = _Registry('model', root.MODELS, 'mmvmamba.models')
+DATASETS = _Registry('dataset', root.DATASETS, 'mmvmamba.datasets')
+HOOKS = _Registry('hook', root.HOOKS, 'mmvmamba.engine')
+OPTIM_WRAPPERS = _Registry('optimizer wrapper', root.OPTIM_WRAPPERS, 'mmvmamba.engine')
+OPTIM_WRAPPER_CONSTRUCTORS = _Registry(
+    'optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS, 'mmvmamba.engine'
 )
-HOOKS = root.Registry('hook', parent=root.HOOKS, scope='mmvmamba', locations=['mmvmamba.engine'])
-OPTIM_WRAPPERS = root.Registry(
-    'optimizer wrapper', parent=root.OPTIM_WRAPPERS, scope='mmvmamba', locations=['mmvmamba.engine']
-)
-OPTIM_WRAPPER_CONSTRUCTORS = root.Registry(
-    'optimizer wrapper constructor',
-    parent=root.OPTIM_WRAPPER_CONSTRUCTORS,
-    scope='mmvmamba',
-    locations=['mmvmamba.engine'],
-)
-FUNCTIONS = root.Registry('function', parent=root.FUNCTIONS, scope='mmvmamba', locations=['mmvmamba.engine'])
+FUNCTIONS = _Registry('function', root.FUNCTIONS, 'mmvmamba.engine')
+
+
+def import_on_request(package: str, homes: dict[str, tuple[str, str]]):
+    """A module's `__getattr__` (PEP 562) for classes that need a toolbox.
+
+    Args:
+        package: its `__name__`.
+        homes: class name to the module below `package` that defines it, and the toolbox which that module imports.
+    """
+
+    def load(name: str):
+        if name not in homes:
+            raise AttributeError(f'module {package!r} has no attribute {name!r}')
+        module, toolbox = homes[name]
+        try:
+            return getattr(import_module(f'{package}.{module}'), name)
+        except ImportError as error:
+            raise ImportError(f'{package}.{name} needs {toolbox}, which cannot be imported: {error}') from error
+
+    return load
 
 
 def register_model(cls: type) -> type:
@@ -54,4 +85,5 @@ def is_type(type_, name: str, registry: root.Registry) -> bool:
             return True
         if '.' not in type_:
             return False
-    return type_ is not None and (registry.get(type_) if isinstance(type_, str) else type_) is registry.get(name)
+    found = registry.get(type_) if isinstance(type_, str) else type_
+    return found is not None and found is registry.get(name)

@@ -1,6 +1,7 @@
 """What a user gets from the wheel, in an empty directory, and what importing costs."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -9,35 +10,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope='module')
-def wheel(tmp_path_factory):
-    out = tmp_path_factory.mktemp('wheel')
-    command = [
-        sys.executable,
-        '-m',
-        'pip',
-        'wheel',
-        '--no-deps',
-        '--no-build-isolation',
-        '-q',
-        '-w',
-        str(out),
-        str(ROOT),
-    ]
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-    (path,) = out.glob('*.whl')
-    return path
-
-
-@pytest.fixture(scope='module')
-def site(wheel, tmp_path_factory):
-    """A folder with the wheel's content alone, put before the editable install of this environment."""
-    folder = tmp_path_factory.mktemp('site')
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder)
-    return folder
 
 
 def run(code, cwd, site=''):
@@ -58,7 +30,22 @@ def test_wheel_is_pure_python_and_complete(wheel):
     ):
         files = (path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob('*.py') if '.mim' not in path.parts)
         assert not {f'{inside}/{file}' for file in files} - set(names)
-    assert any(name.endswith('LICENSE') for name in names)
+    assert any(name.endswith('.dist-info/licenses/LICENSE') or name.endswith('.dist-info/LICENSE') for name in names)
+
+
+def test_no_family_of_toolboxes_comes_without_an_extra(wheel):
+    """The forks and the originals share import names: a plain install must never write one over the other."""
+    archive = zipfile.ZipFile(wheel)
+    (metadata,) = (name for name in archive.namelist() if name.endswith('.dist-info/METADATA'))
+    asked = re.findall(
+        r'^Requires-Dist: ([\w.-]+)[^;\n]*(?:;.*extra == [\'"](\w+)[\'"])?', archive.read(metadata).decode(), re.M
+    )
+    plain = {name for name, extra in asked if not extra}
+    assert plain == {'torch', 'numpy'}
+    extras = {extra: {name for name, of in asked if of == extra} for _, extra in asked if extra}
+    assert set(extras) == {'det', 'seg', 'all', 'cpu', 'test'}
+    assert extras['all'] == extras['det'] | extras['seg'] | extras['cpu']
+    assert not {'mmcv', 'mmdet', 'mmengine', 'mmsegmentation'} & set.union(*extras.values())
 
 
 def test_forward_and_both_type_names_from_an_empty_directory(site, tmp_path):
@@ -116,26 +103,38 @@ def test_every_config_is_found_by_name(site, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'inferencer, name, model',
+    'inferencer, name, home',
     [
-        ('mmdet.apis import DetInferencer', 'maskrcnn_vmamba_t', 'MaskRCNN'),
-        ('mmseg.apis import MMSegInferencer', 'upernet_vmamba_t', 'EncoderDecoder'),
+        ('mmdet.apis import DetInferencer', 'maskrcnn_vmamba_t', 'site'),
+        ('mmseg.apis import MMSegInferencer', 'upernet_vmamba_t', 'clone'),
     ],
 )
-def test_inferencers_run_ours_by_name(inferencer, name, model, site, tmp_path):
-    """Without weights, and without a network: none of ours are there to fetch. A flat image keeps it fast."""
+def test_inferencers_give_the_published_models_outputs_by_bare_name(inferencer, name, home, site, tmp_path):
+    """Without a network: a file like the authors' lies in a folder. A flat image keeps it fast."""
     done = run(
         f'{OFFLINE}'
-        'import mmvmamba.models, numpy\n'
+        'import mmvmamba.models, numpy, torch\n'
+        'from mmengine.config import Config\n'
+        'from mmengine.registry import MODELS\n'
+        'from mmvmamba.checkpoints import published\n'
+        'from mmvmamba.engine.launch import prepare\n'
         f'from {inferencer} as Inferencer\n'
+        f"entry = published()['{name}']\n"
+        "cfg = Config.fromfile(os.path.join(mmvmamba.__path__[0], '.mim', entry.config))\n"
+        "prepare(cfg, 'none', None)\n"
+        'theirs = MODELS.build(cfg.model).eval()\n'
+        "torch.save({'state_dict': theirs.state_dict(), 'meta': {'epoch': 12}}, entry.file)\n"
+        "os.environ['MMVMAMBA_WEIGHTS'] = os.getcwd()\n"
         f"inferencer = Inferencer('{name}', device='cpu', scope='mmvmamba')\n"
         'image = numpy.random.default_rng(0).integers(0, 255, (4, 320, 3), dtype=numpy.uint8)\n'
         'found = inferencer(image, return_vis=True)\n'
         "assert numpy.asarray(found['visualization']).squeeze().shape == image.shape\n"
-        "assert len(found['predictions'])\n"
-        f"assert type(inferencer.model).__name__ == '{model}'\n",
+        'inferencer.model.load_state_dict(theirs.state_dict())\n'
+        "expected = inferencer(image)['predictions']\n"
+        "assert len(expected) and str(found['predictions']) == str(expected)\n"
+        "assert len(inferencer.model.dataset_meta['classes']) in (80, 150)\n",
         tmp_path,
-        site,
+        site if home == 'site' else '',
     )
     assert done.returncode == 0, done.stderr[-2000:]
 

@@ -23,7 +23,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import triton
+try:
+    import triton
+except ImportError as missing:
+    sys.exit(f'aot_report.py: the compiler is not installed ({missing}); pip install triton')
 import triton.language as tl
 from mmvmamba.kernels import triton_bwd, triton_fwd, triton_sums
 from mmvmamba.kernels.depthwise_conv import triton_conv

@@ -124,7 +124,11 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(threads)
     if command == 'traffic':
         del arguments['repeat']  # what is counted is the same every time
-    rows = getattr(_MODULES.get(command, benchmark), command)(**arguments)
+    try:
+        rows = getattr(_MODULES.get(command, benchmark), command)(**arguments)
+    except (FileNotFoundError, ImportError, ValueError) as error:
+        print(f'benchmark.py: {error}', file=sys.stderr)
+        return 2
     about = machine()  # at once, as long as the clocks are those of the measurement
     about |= {'TF32': str(torch.backends.cuda.matmul.allow_tf32), 'tests': result_of_tests(about, tests)}
     print(', '.join(f'{key}: {value}' for key, value in about.items()))

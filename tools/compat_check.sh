@@ -5,18 +5,35 @@
 #   TORCH=2.4.1 tools/compat_check.sh                      the oldest PyTorch, without the toolboxes
 #   TORCH=newest PYTHON=python3.12 tools/compat_check.sh
 #   TORCH=2.11.0 TRITON=3.6.0 PYTHON=python3.12 tools/compat_check.sh
-#   TORCH=2.4.1 MMCV=2.2.0 FAMILY=openmmlab tools/compat_check.sh
+#   tools/compat_check.sh originals                        what most users have: the whole suite on Python 3.10, torch 2.4.1,
+#                                                          mmcv 2.1.0, mmdet 3.3.0, mmsegmentation 1.2.2, mmengine 0.10.7
+#   TORCH=2.6.0 FAMILY=openmmlab tools/compat_check.sh     the same packages on another torch
 #
 # PYTHON   interpreter (default python3)
 # TORCH    a version, 'newest', or 'pinned' (default), which is the one of tools/constraints.txt
 # TRITON   a version (default: what torch brings, which on the CPU may be none)
 # FAMILY   none (operators and backbones alone; default unless TORCH is pinned), onedl, or openmmlab (the originals)
-# MMCV     version of mmcv to install with a family (default: newest). It is compiled: half an hour on two cores.
+# MMCV     version of mmcv to install with a family (default: newest; of the originals 2.1.0, as mmdet 3.3.0 and
+#          mmsegmentation 1.2.2 refuse 2.2.0). It is compiled, in minutes, unless pip finds a wheel in a folder that it
+#          knows (PIP_FIND_LINKS) or in ../shared/wheels/original.
 # INDEX    index of PyTorch wheels (default: the CPU ones)
+# PYTEST_ARGS  more arguments for pytest
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+case ${1:-} in
+    '') ;;
+    originals) PYTHON=${PYTHON:-python3.10} TORCH=${TORCH:-2.4.1} FAMILY=openmmlab ;;
+    *)
+        echo "compat_check: $1; expected nothing or 'originals'" >&2
+        exit 2
+        ;;
+esac
 python=${PYTHON:-python3}
+if ! "$python" -c 'import venv' 2>/dev/null; then
+    echo "compat_check: $python does not run, or has no module venv; name another: PYTHON=/path/to/python3.10" >&2
+    exit 2
+fi
 torch=${TORCH:-pinned}
 family=${FAMILY:-$([ "$torch" = pinned ] && echo onedl || echo none)}
 index=${INDEX:-https://download.pytorch.org/whl/cpu}
@@ -42,6 +59,12 @@ step() {
 "$python" -m venv "$folder/venv"
 pip() { "$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
 
+# A wheel that lies in a folder, else compiled past pip's cache, whose wheels may be for another torch.
+build() {
+    pip --no-deps --no-index --only-binary=:all: "$1" ||
+        "$folder/venv/bin/python" tools/build_mmcv.py "$1" --constraint "$folder/pins" --work "$folder/mmcv"
+}
+
 case $torch in
     pinned) wanted=(torch -c tools/constraints.txt) ;;
     newest) wanted=(torch) ;;
@@ -59,15 +82,21 @@ case $family in
         tests=(tests/test_kernels tests/test_models/test_{backbones,vmamba,fastvim}.py -k "not inside_a_detector")
         ;;
     onedl)
-        step 'onedl-mmcv (compiles)' pip -c "$folder/pins" --no-build-isolation "onedl-mmcv${MMCV:+==$MMCV}"
+        step 'onedl-mmcv (compiles)' build "onedl-mmcv${MMCV:+==$MMCV}"
         step 'toolboxes' pip -c "$folder/pins" onedl-mmdetection onedl-mmsegmentation ftfy regex numba safetensors pytest \
             hypothesis matplotlib
         tests+=(tests/test_configs tests/test_package.py)
         ;;
     openmmlab)
-        step 'mmcv (compiles)' pip -c "$folder/pins" --no-build-isolation mmengine "mmcv${MMCV:+==$MMCV}"
-        step 'toolboxes' pip -c "$folder/pins" mmdet mmsegmentation ftfy regex numba safetensors pytest hypothesis matplotlib
-        tests+=(tests/test_configs tests/test_package.py)
+        # their files are written against numpy 1, and newer OpenCV asks for numpy 2
+        printf '%s\n' 'numpy<2' 'opencv-python<4.12' 'opencv-python-headless<4.12' >>"$folder/pins"
+        step 'numpy' pip -c "$folder/pins" numpy
+        [ "$torch" != 2.4.1 ] || [ ! -d ../shared/wheels/original ] || PIP_FIND_LINKS="${PIP_FIND_LINKS:-} $(cd ../shared/wheels/original && pwd)"
+        export PIP_FIND_LINKS="${PIP_FIND_LINKS:-}"
+        step 'mmcv (compiles)' build "mmcv==${MMCV:=2.1.0}"
+        step 'toolboxes' pip -c "$folder/pins" mmengine==0.10.7 mmdet==3.3.0 mmsegmentation==1.2.2 ftfy regex numba \
+            safetensors pytest hypothesis matplotlib ruff triton
+        tests=(tests)
         ;;
     *)
         echo "compat_check: FAMILY=$family; expected none, onedl or openmmlab" >&2

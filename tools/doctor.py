@@ -8,6 +8,7 @@ import importlib
 import importlib.metadata
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 CONSTRAINTS = Path(__file__).resolve().parent / 'constraints.txt'
-# import name -> distributions that may provide it, ours first; whether training needs it
+# import name -> distributions that may provide it (the forks', then the originals'); whether training needs it
 PACKAGES = {
     'torch': (('torch',), True),
     'triton': (('triton', 'pytorch-triton'), False),
@@ -29,6 +30,10 @@ PACKAGES = {
     'safetensors': (('safetensors',), False),
     'mmvmamba': (('mmvmamba',), True),
 }
+FORKS, ORIGINALS = 'the onedl-* forks', 'the original OpenMMLab packages'
+# The originals that tools/compat_check.sh tests; the forks are pinned in the constraints file.
+ORIGINAL_VERSIONS = {'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmdet': '3.3.0', 'mmsegmentation': '1.2.2'}
+OLDEST_TRITON = (3, 6)
 OK, NOTE, PROBLEM = 'ok', 'note', 'problem'
 
 
@@ -43,37 +48,121 @@ class Finding:
 
 
 def tested_versions() -> dict[str, str]:
-    """What the constraints file pins, distribution name to version."""
+    """Distribution name to the version that is tested: the pinned ones, and the originals."""
     lines = (line.split(';')[0].split('#')[0].strip() for line in CONSTRAINTS.read_text().splitlines())
-    return dict(line.split('==') for line in lines if '==' in line)
+    return {**dict(line.split('==') for line in lines if '==' in line), **ORIGINAL_VERSIONS}
+
+
+def version_of(distribution: str) -> str | None:
+    """The installed version of a distribution."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def family() -> str | None:
+    """Which of the two families that share import names is installed; the one that mmcv is of, where both are."""
+    for name in ('mmcv', 'mmengine', 'mmdet', 'mmseg'):
+        for distribution in PACKAGES[name][0]:
+            if version_of(distribution):
+                return FORKS if distribution.startswith('onedl-') else ORIGINALS
+    return None
+
+
+def install_command(name: str) -> str:
+    """How to install a package here: never one of the other family, which would overwrite what is there."""
+    forked, *original = PACKAGES[name][0]
+    if name == 'mmvmamba':
+        return 'pip install .' if family() else 'make setup'
+    if not forked.startswith('onedl-'):
+        return f'pip install -c tools/constraints.txt {forked}' if family() != ORIGINALS else f'pip install {forked}'
+    if family() == ORIGINALS:
+        distribution = original[0]
+        version = ORIGINAL_VERSIONS.get(distribution)
+        if name == 'mmcv':
+            return f'python tools/build_mmcv.py mmcv=={version}'
+        return f'pip install {distribution}' + (f'=={version}' if version else '')
+    if family() is None:
+        return 'make setup'
+    if name == 'mmcv':
+        return f'python tools/build_mmcv.py {forked}=={tested_versions()[forked]}'
+    return f'pip install -c tools/constraints.txt {forked}'
+
+
+def check_family() -> Finding:
+    """Which family of OpenMMLab packages is here, and that it is one."""
+    name = 'OpenMMLab family'
+    found = {
+        package: [d for d in PACKAGES[package][0] if version_of(d)]
+        for package in ('mmengine', 'mmcv', 'mmdet', 'mmseg')
+    }
+    both = [distributions for distributions in found.values() if len(distributions) > 1]
+    if both:
+        kept = sorted(d for distributions in both for d in distributions if d.startswith('onedl-'))
+        gone = ' '.join(d for distributions in both for d in distributions)
+        return Finding(
+            name,
+            PROBLEM,
+            f'both, one written over the other: {gone}',
+            f'pip uninstall -y {gone}, then install one of each again, as they share files: '
+            f'pip install -c tools/constraints.txt {" ".join(kept)}, or the originals',
+        )
+    kinds = {d.startswith('onedl-') for distributions in found.values() for d in distributions}
+    if not kinds:
+        return Finding(name, PROBLEM, 'none', 'make setup')
+    if len(kinds) > 1:
+        mixed = ', '.join(d for distributions in found.values() for d in distributions)
+        return Finding(name, NOTE, f'a mixture, which is not tested: {mixed}')
+    if family() == FORKS:
+        return Finding(name, OK, FORKS)
+    return Finding(name, OK, f'{ORIGINALS}: install mmvmamba without extras, whose packages are {FORKS}')
 
 
 def check_package(name: str) -> Finding:
-    """Whether a package is installed, in which version and family, and whether it imports."""
+    """Whether a package is installed, in which version, and whether it imports."""
     distributions, needed = PACKAGES[name]
-    tested = tested_versions().get(distributions[0])
-    fix = 'make setup' if needed else f'pip install -c tools/constraints.txt {distributions[0]}'
-    installed = {}
-    for distribution in distributions:
-        try:
-            installed[distribution] = importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    fix = install_command(name)
+    installed = [distribution for distribution in distributions if version_of(distribution)]
     if not installed:
         return Finding(name, PROBLEM if needed else NOTE, 'not installed' + ('' if needed else ' (optional)'), fix)
-    if len(installed) > 1:
-        return Finding(
-            name, PROBLEM, f'two families installed over each other: {installed}', f'pip uninstall {distributions[1]}'
-        )
-    distribution, version = installed.popitem()
+    distribution = installed[0]
+    version = version_of(distribution)
     try:
         importlib.import_module(name)
     except Exception as error:
         return Finding(name, PROBLEM if needed else NOTE, f'{distribution} {version} does not import: {error!r}', fix)
-    detail = f'{distribution} {version}'
+    if name == 'triton' and tuple(int(part) for part in version.split('.')[:2]) < OLDEST_TRITON:
+        return old_triton(version)
+    if name == 'triton' and version != (own := torchs_own_triton() or version):
+        return Finding(
+            name, NOTE, f'triton {version}; torch asks for {own}, without which torch.compile fails on a GPU'
+        )
+    tested = tested_versions().get(distribution)
     if tested and version.split('+')[0] != tested:
-        return Finding(name, NOTE, f'{detail} (tested: {tested})')
-    return Finding(name, OK, detail)
+        return Finding(name, NOTE, f'{distribution} {version} (other than tested: {tested})')
+    return Finding(name, OK, f'{distribution} {version}')
+
+
+def torchs_own_triton() -> str | None:
+    """The version of Triton that the installed torch requires; None where it requires none, as CPU builds do."""
+    try:
+        required = importlib.metadata.requires('torch') or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    found = (re.match(r'triton\s*\(?\s*==\s*([\w.]+)', line) for line in required)
+    return next((match.group(1) for match in found if match), None)
+
+
+def old_triton(version: str) -> Finding:
+    """What a Triton that is too old for our kernels means, and what a newer one costs."""
+    return Finding(
+        'triton',
+        NOTE,
+        f'triton {version}, too old for our GPU kernels (3.6 or newer); on a GPU the backend torch runs instead',
+        "pip install --no-deps triton==3.6.0  (gives the kernels; its price: torch.compile on a GPU, as this torch's "
+        'compiler needs its own Triton)',
+    )
 
 
 def check_compiled_operators() -> Finding:
@@ -90,8 +179,7 @@ def check_compiled_operators() -> Finding:
             name,
             PROBLEM,
             f'do not run: {error!r}',
-            'pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps -c tools/constraints.txt '
-            'onedl-mmcv  (compiles it against the installed torch)',
+            f'{install_command("mmcv")}  (compiles it against the installed torch)',
         )
     return Finding(name, OK if kept.tolist() == [0] else PROBLEM, f'nms kept boxes {kept.tolist()} of 2, expected [0]')
 
@@ -154,11 +242,11 @@ def examine() -> list[Finding]:
     findings = check_machine()
     packages = {name: check_package(name) for name in PACKAGES}
     toolboxes = [packages['mmdet'], packages['mmseg']]
-    if not any(toolbox.status == OK for toolbox in toolboxes):  # one is enough: detection or segmentation
+    if not {'mmdet', 'mmseg'} & set(sys.modules):  # one that imports is enough: detection or segmentation
         for toolbox in toolboxes:
             toolbox.status = PROBLEM
     findings += packages.values()
-    findings += [check_compiled_operators(), *check_backends(), check_gpu()]
+    findings += [check_family(), check_compiled_operators(), *check_backends(), check_gpu()]
     return findings
 
 

@@ -19,7 +19,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
+
+try:
+    from pycocotools import mask as coco_mask
+except ImportError as missing:
+    sys.exit(f'make_shapes_dataset.py: {missing}; pip install pycocotools')
 
 THINGS = ('circle', 'triangle', 'square', 'star', 'cross')
 STUFF = ('sky', 'wall', 'ground')

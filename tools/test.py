@@ -2,26 +2,26 @@
 
 Examples:
     python tools/test.py configs/maskrcnn_vmamba_t.py work_dirs/maskrcnn_vmamba_t/epoch_12.pth
+    python tools/test.py configs/maskrcnn_vmamba_t.py mmvmamba://maskrcnn_vmamba_t
     python tools/test.py configs/upernet_vmamba_t.py CHECKPOINT --tta --show-dir pictures
 """
 
 import argparse
 import os
 import sys
-from pathlib import Path
 
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmvmamba import checkpoints
-from mmvmamba.datasets.checks import BadSampleError
+from mmvmamba.datasets.report import DataError
 from mmvmamba.engine import launch
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', metavar='CONFIG', help='config file')
-    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file, or mmvmamba://NAME')
     parser.add_argument('--work-dir', help='where logs and metrics go (default: work_dirs/<name of the config>)')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation: several scales and flips, merged')
     parser.add_argument(
@@ -33,25 +33,19 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def configure(arguments: argparse.Namespace):
-    """The config with everything the command line says, checked."""
+    """The config with everything the command line says, checked, and what the log must say about it."""
     cfg = launch.load_config(arguments.config, arguments.cfg_options)
     task = launch.task_of(cfg)
     launch.prepare(cfg, arguments.launcher, arguments.work_dir)
-    launch.check_data(cfg, ('test',))
+    notes = launch.check_data(cfg, ('test',))
     cfg.load_from = None  # mmengine's loader takes what fits and goes on; ours is strict
     if arguments.show_dir:
-        show_dir = str(Path(arguments.show_dir).absolute())
-        hook = cfg.default_hooks.visualization
-        hook.draw = True
-        if task == 'mmdet':
-            hook.test_out_dir = show_dir
-        else:
-            cfg.visualizer.save_dir = show_dir
+        launch.draw_predictions(cfg, arguments.show_dir)
     if arguments.out:
         cfg.test_evaluator = save_predictions(cfg.test_evaluator, task, arguments.out)
     if arguments.tta:
         launch.enable_tta(cfg)
-    return cfg
+    return cfg, notes
 
 
 def save_predictions(evaluator, task: str, out: str):
@@ -75,16 +69,19 @@ def build(cfg, arguments: argparse.Namespace) -> Runner:
     return runner
 
 
-def evaluate(cfg, arguments: argparse.Namespace) -> int:
+def evaluate(cfg, arguments: argparse.Namespace, notes: list[str]) -> int:
     """Test the checkpoint; what comes back is the exit code."""
     try:
-        runner = build(cfg, arguments)
+        with checkpoints.guard(arguments.trust_checkpoint):
+            runner = build(cfg, arguments)
     except (FileNotFoundError, ValueError) as error:
         print(f'test.py: {error}', file=sys.stderr)
         return 2
+    for note in notes:
+        runner.logger.warning(note)
     try:
         runner.test()
-    except BadSampleError as error:
+    except DataError as error:
         reason = str(error).strip().splitlines()[-1]  # behind the traceback of a worker, if there was one
         print(f'test.py: {reason}', file=sys.stderr)
         return 1
@@ -95,12 +92,12 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     os.environ.setdefault('LOCAL_RANK', str(arguments.local_rank))
     try:
-        cfg = configure(arguments)
+        cfg, notes = configure(arguments)
         launch.join_processes(cfg)
     except (FileNotFoundError, ValueError) as error:
         print(f'test.py: {error}', file=sys.stderr)
         return 2
-    code = evaluate(cfg, arguments)
+    code = evaluate(cfg, arguments, notes)
     launch.leave_processes()
     return code
 

@@ -11,7 +11,12 @@ channels = 64
 norm_cfg = dict(type='GN', num_groups=8)  # heads without normalisation hardly learn from scratch
 
 model = dict(
-    backbone=dict(embed_dims=32, depths=(1, 1, 2, 1), drop_path_rate=0.0),
+    backbone=dict(
+        embed_dims=32,
+        depths=(1, 1, 2, 1),
+        drop_path_rate=0.0,
+        init_cfg=dict(_delete_=True),  # from scratch: nobody publishes weights of this size
+    ),
     neck=dict(in_channels=[32, 64, 128, 256], out_channels=channels, num_outs=4, norm_cfg=norm_cfg),
     rpn_head=dict(
         in_channels=channels, feat_channels=channels, anchor_generator=dict(scales=[8], strides=[4, 8, 16, 32])
@@ -62,14 +67,37 @@ test_pipeline = [
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
     ),
 ]
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='Resize', scale=scale, keep_ratio=True) for scale in [(192, 112), (224, 128), (256, 144)]],
+            [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
+            [dict(type='LoadAnnotations', with_bbox=True)],
+            [
+                dict(
+                    type='PackDetInputs',
+                    meta_keys=(
+                        'img_id',
+                        'img_path',
+                        'ori_shape',
+                        'img_shape',
+                        'scale_factor',
+                        'flip',
+                        'flip_direction',
+                    ),
+                )
+            ],
+        ],
+    ),
+]
 train_dataloader = dict(
     batch_size=8,
     num_workers=1,
     dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=train_pipeline, filter_cfg=dict(min_size=16)),
 )
-val_dataloader = dict(
-    batch_size=4, num_workers=1, dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=test_pipeline)
-)
+val_dataloader = dict(num_workers=1, dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator

@@ -20,7 +20,12 @@ crop_size = (128, 128)
 
 model = dict(
     data_preprocessor=dict(size=crop_size),
-    backbone=dict(embed_dims=32, depths=(1, 1, 2, 1), drop_path_rate=0.0),
+    backbone=dict(
+        embed_dims=32,
+        depths=(1, 1, 2, 1),
+        drop_path_rate=0.0,
+        init_cfg=dict(_delete_=True),  # from scratch: nobody publishes weights of this size
+    ),
     decode_head=dict(in_channels=[32, 64, 128, 256], channels=64, num_classes=8, norm_cfg=dict(type='BN')),
     auxiliary_head=dict(in_channels=128, channels=32, num_classes=8, norm_cfg=dict(type='BN')),
 )
@@ -38,6 +43,21 @@ test_pipeline = [
     dict(type='Resize', _scope_='mmseg', scale=(512, 128), keep_ratio=True),
     dict(type='LoadAnnotations', _scope_='mmseg', reduce_zero_label=True),
     dict(type='PackSegInputs', _scope_='mmseg'),
+]
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='Resize', scale=scale, keep_ratio=True) for scale in [(384, 96), (512, 128), (640, 160)]],
+            [
+                dict(type='RandomFlip', prob=0.0, direction='horizontal'),
+                dict(type='RandomFlip', prob=1.0, direction='horizontal'),
+            ],
+            [dict(type='LoadAnnotations', reduce_zero_label=True)],
+            [dict(type='PackSegInputs')],
+        ],
+    ),
 ]
 # ADE20KDataset insists on ADE20K's classes; the layout and the label files are the same
 dataset = dict(

@@ -153,9 +153,9 @@ def scan_backward(group: Group, dy, dx, dz, add: bool):
     """
     (batch, length, _), (channels, states), block = group.x.shape, group.A.shape, compiled.BLOCK
     blocks = math.ceil(channels / block)
-    dBC = torch.empty(blocks, batch, length, 2 * states)
-    ddecay = torch.empty(batch, blocks, states, block)
-    dskip = torch.empty(batch, blocks, block)
+    dBC = group.x.new_empty(blocks, batch, length, 2 * states)
+    ddecay = group.x.new_empty(batch, blocks, states, block)
+    dskip = group.x.new_empty(batch, blocks, block)
     record, _alive = _record(group, dy=dy, dx=dx, dz=dz, dBC=dBC, ddecay=ddecay, dskip=dskip)
     record['add'] = add
     _run(compiled.backward(), record[None, None], batch, channels)

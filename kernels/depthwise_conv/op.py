@@ -37,10 +37,10 @@ def depthwise_conv_silu(x, weight, bias=None, *, backend='auto'):
         note_passed(case)
     chosen = dispatch.choose(name, backend, x.device.type, x.dtype)
     if chosen not in ('triton', 'auto'):
-        if not torch.is_autocast_enabled(x.device.type):  # which would convert them
+        if not dispatch.autocasts(x.device):  # which would convert them
             check_same_dtype(name, 'x', x, weight=weight, **({} if bias is None else {'bias': bias}))
         return torch_conv.depthwise_conv_silu(x, weight, bias)
-    if torch.is_autocast_enabled(x.device.type):
+    if dispatch.autocasts(x.device):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     return _fused(x, weight, bias, chosen)
 

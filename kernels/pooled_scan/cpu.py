@@ -16,12 +16,12 @@ from . import torch_blocked
 
 
 def _group(u, dt, A, Bs, Cs, reverse):
-    zero = torch.zeros(A.shape[0])
+    zero = A.new_zeros(A.shape[0])
     return Group(
         x=u.contiguous(),
         projected=torch.cat([Bs, Cs], dim=2)[:, :, None].contiguous(),
         k=0,
-        weight=torch.empty(A.shape[0], 0),
+        weight=A.new_empty(A.shape[0], 0),
         bias=zero,
         A=A,
         skip=zero,
@@ -90,7 +90,7 @@ class _Tokens:
         )
 
     def empty(self, *shape):
-        return torch.empty(shape)
+        return torch.empty(shape, dtype=torch.float32, device='cpu')
 
     def run(self, function, **more):
         """Run a pass over all lines; it reads and writes `tensors` and `more`."""
@@ -144,5 +144,5 @@ def backward(dout, xz, directions, norm_weight, norm_bias, axis, pool, scaling, 
     for way, of_scan in zip(sums.sum(0), of_scans, strict=True):
         taps, bias, skip = (part.clone() for part in way.split([passes.TAPS, 1, 1]))
         grads += [taps.T[:, None], bias[0], *of_scan, skip[0]]
-    of_norm = (t.clone() for t in dnorm.sum(0)) if norm_weight is not None else (torch.empty(0), torch.empty(0))
+    of_norm = (t.clone() for t in dnorm.sum(0)) if norm_weight is not None else (dnorm.new_empty(0), dnorm.new_empty(0))
     return dxz, *grads, *of_norm

@@ -53,13 +53,13 @@ def backward(dy, u, delta, A, Bs, Cs, Ds, delta_bias, softplus):
     """Gradients in the order of `forward`'s tensors; empty where the tensor is None."""
     x, g = _last(u), _last(dy)
     dx, dz = torch.empty_like(x), torch.empty_like(x)
-    dA, dskip = torch.empty(A.shape), torch.empty(A.shape[0])
+    dA, dskip = x.new_empty(A.shape), x.new_empty(A.shape[0])
     per_group = []
     for own, group in _groups(x, _last(delta), A, Bs, Cs, Ds, delta_bias, softplus):
         dBC, dA[own], dskip[own] = scan_backward(group, g, dx, dz, add=False)
         per_group.append(dBC)
     states = A.shape[1]
     dBs, dCs = (torch.stack([d[..., part] for d in per_group], 1).mT for part in (slice(states), slice(states, None)))
-    dD = torch.empty(0) if Ds is None else dskip
-    dbias = torch.empty(0) if delta_bias is None else dz.sum((0, 1))
+    dD = x.new_empty(0) if Ds is None else dskip
+    dbias = x.new_empty(0) if delta_bias is None else dz.sum((0, 1))
     return dx.transpose(1, 2), dz.transpose(1, 2), dA, dBs, dCs, dD, dbias

@@ -46,7 +46,7 @@ def selective_scan(u, delta, A, Bs, Cs, Ds=None, delta_bias=None, *, softplus=Tr
         Bs, Cs: `(B, K, N, L)`, or `(B, N, L)` for K = 1; the D channels of a group share them.
         Ds: `(K*D,)` skip weights, or None.
         delta_bias: `(K*D,)`, or None.
-        softplus: apply softplus to the time step.
+        softplus: apply softplus to the time step. On by default, other than in Mamba's function.
         backend: 'auto', 'triton', 'cpu', 'torch' or 'reference'; 'auto' obeys MMVMAMBA_BACKEND.
 
     Returns:
@@ -55,6 +55,20 @@ def selective_scan(u, delta, A, Bs, Cs, Ds=None, delta_bias=None, *, softplus=Tr
     Raises:
         TypeError, ValueError: an argument that does not fit, by name.
         BackendUnavailableError: the backend asked for cannot run here.
+
+    For users of `mamba_ssm.ops.selective_scan_interface.selective_scan_fn`:
+
+        | there | here |
+        |---|---|
+        | `delta_softplus=False` by default | `softplus=True` by default: pass `softplus=False` |
+        | B, C `(B, K, N, L)`, or `(B, N, L)` for K = 1 | `Bs`, `Cs`, the same |
+        | B, C `(K*D, N)`, fixed over time | none: expand them to `(B, K*D, N, L)`, a group for each channel |
+        | complex A, B, C | none: real only |
+        | `D` | `Ds` |
+        | `z=...`, the gate | none: multiply the result by `silu(z)` |
+        | `return_last_state=True` | none |
+        | result in the dtype of u | float32 (float64 for float64): `.to(u.dtype)` |
+        | u and delta of any dtypes | one dtype for u, delta, Bs, Cs; A, Ds, delta_bias that one or float32 |
 
     Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", arXiv 2312.00752, alg. 2.
     """

@@ -110,7 +110,7 @@ def _cascade(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, backend):
         with dispatch.full_precision(x.device):
             normed = F.layer_norm(t.to(compute_dtype(x)), (channels,), eps=1e-5)
         parameters = (x_proj_weight[pair], dt_projs_weight[pair], dt_projs_bias[pair], As[flat], Ds[flat])
-        return _scan_grid(normed.flatten(0, 1)[:, None], *parameters, PAIR, backend).view(t.shape)
+        return _scan_grid(normed.flatten(0, 1)[:, None], *parameters, PAIR, backend)[:, 0].unflatten(0, t.shape[:2])
 
     rows = lines(x, 0)
     return lines(rows.transpose(1, 2), 1).transpose(1, 2)

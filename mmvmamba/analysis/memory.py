@@ -6,7 +6,6 @@ import sys
 import threading
 from collections.abc import Callable
 
-import psutil
 import torch
 
 
@@ -14,12 +13,19 @@ def peak_memory(function: Callable[[], object]) -> int:
     """Bytes that `function` needs at most beyond what is held when it starts.
 
     On a GPU what the allocator handed out; on a CPU what the process holds, sampled every millisecond.
+
+    Raises:
+        ImportError: no psutil, which reads what the process holds.
     """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         function()
         return torch.cuda.max_memory_allocated() - before
+    try:
+        import psutil
+    except ImportError as error:
+        raise ImportError('measuring memory on a CPU needs psutil: pip install psutil') from error
     _release_freed_memory()
     process = psutil.Process()
     before = highest = process.memory_info().rss

@@ -1,1 +1,12 @@
-"""Datasets of the toolboxes that check what they load. The toolbox decides which module can be imported."""
+"""Datasets of the toolboxes that check what they load, each imported when it is asked for: one toolbox is enough."""
+
+from mmvmamba.registry import import_on_request
+
+__getattr__ = import_on_request(
+    __name__,
+    {
+        'CheckedADE20KDataset': ('segmentation', 'mmseg'),
+        'CheckedCocoDataset': ('detection', 'mmdet'),
+        'CheckedSegDataset': ('segmentation', 'mmseg'),
+    },
+)

@@ -3,12 +3,21 @@
 import argparse
 import difflib
 import gc
+import inspect
 import logging
+import math
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.logging import print_log
+from mmengine.registry import MODEL_WRAPPERS, MODELS, OPTIM_WRAPPERS, STRATEGIES, VISBACKENDS
+
+from mmvmamba.datasets import audit
+from mmvmamba.engine.coco import evaluate_faster
+from mmvmamba.registry import is_type
 
 _SHAPES = 'python tools/make_shapes_dataset.py data/shapes'
 _HOW_TO_GET = {
@@ -81,8 +90,11 @@ def task_of(cfg: Config) -> str:
     return scope
 
 
-def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
-    """Refuse a config whose files or folders are missing, before a model is built.
+def check_data(cfg: Config, splits: tuple[str, ...]) -> list[str]:
+    """Refuse a config whose data is missing or does not fit it, before a model is built; returns lines for the log.
+
+    The first process looks at the data, the others at whether it exists. So does the first if the config has
+    `check_data = False`, for data that the toolbox can use and we refuse.
 
     Args:
         cfg: the config.
@@ -90,45 +102,24 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
 
     Raises:
         FileNotFoundError: every missing path, and how to get the data.
+        DataError: everything else that is wrong.
     """
-    missing = []
-    for split in splits:
-        loader = cfg.get(f'{split}_dataloader')
-        if loader:
-            for key, path in _dataset_paths(loader['dataset']):
-                if not path.exists():
-                    missing.append(f'{split}_dataloader: {key}: {path}')
-        evaluator = cfg.get(f'{split}_evaluator')
-        for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
-            ann_file = metric.get('ann_file') if metric else None
-            if ann_file and '://' not in ann_file and not Path(ann_file).exists():
-                missing.append(f'{split}_evaluator: ann_file: {ann_file}')
-    if missing:
-        listed = '\n  '.join(dict.fromkeys(missing))
-        raise FileNotFoundError(f'data is missing:\n  {listed}\nHow to get it: {_HOW_TO_GET[task_of(cfg)]}')
+    whole = _is_first_process(cfg) and cfg.get('check_data', True)
+    return audit.check(cfg, splits, _HOW_TO_GET[task_of(cfg)], whole)
 
 
-def _dataset_paths(dataset):
-    """Yield `(key, path)` of every local file and folder that a dataset config names, wrapped datasets included."""
-    if 'dataset' in dataset:
-        yield from _dataset_paths(dataset['dataset'])
-    for inner in dataset.get('datasets', []):
-        yield from _dataset_paths(inner)
-    root = dataset.get('data_root') or ''
-    if '://' in root:
-        return
-    entries = {'ann_file': dataset.get('ann_file'), **dict(dataset.get('data_prefix') or {})}
-    for key, value in entries.items():
-        if value and '://' not in value:
-            yield key, Path(root, value)
+def _is_first_process(cfg: Config) -> bool:
+    rank = os.environ.get('SLURM_PROCID' if cfg.get('launcher') == 'slurm' else 'RANK', '0')
+    return cfg.get('launcher', 'none') == 'none' or rank == '0'
 
 
 def prepare(cfg: Config, launcher: str, work_dir: str | None) -> None:
     """Fit a config to this machine: work folder, launcher, and what a CPU or a single process cannot do.
 
     Synchronised batch norm needs several processes on GPUs and becomes plain batch norm elsewhere; NCCL becomes gloo
-    on a CPU. Both are said in the log.
+    on a CPU. Both are said in the log. COCO's figures are computed by the faster of two ways that are equal.
     """
+    evaluate_faster(cfg)
     cfg.launcher = launcher
     if work_dir is not None:
         cfg.work_dir = work_dir
@@ -136,15 +127,39 @@ def prepare(cfg: Config, launcher: str, work_dir: str | None) -> None:
         cfg.work_dir = str(Path('work_dirs') / Path(cfg.filename).stem)
     cuda = torch.cuda.is_available()
     if not cuda and launcher != 'none':
-        cfg.env_cfg.dist_cfg.backend = 'gloo'
-        if cfg.get('model_wrapper_cfg') is None:  # mmengine's default names a GPU
-            cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
-        if cfg.get('strategy', {}).get('type') == 'FSDPStrategy':
-            cfg.strategy.setdefault('model_wrapper', {}).device_id = 'cpu'
-            if cfg.strategy.get('state_dict_cfg') == 'full':
-                cfg.strategy.state_dict_cfg = _full_state_dict_on_a_cpu()
-    if (launcher == 'none' or not cuda) and _replace_sync_batch_norm(cfg.model):
-        print_log('SyncBN needs several GPUs: training with BN instead', logger='current', level=logging.WARNING)
+        _share_on_cpus(cfg)
+    if launcher == 'none' or not cuda:
+        # with sync_bn mmengine makes a model's plain ones synchronised
+        asked = [holder.pop('sync_bn', None) for holder in (cfg, cfg.get('strategy') or {})]
+        if _replace_sync_batch_norm(cfg.model) or any(asked):
+            print_log('SyncBN needs several GPUs: training with BN instead', logger='current', level=logging.WARNING)
+
+
+def _share_on_cpus(cfg: Config) -> None:
+    """What mmengine needs to be told where its defaults name GPUs."""
+    cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
+    if cfg.get('model_wrapper_cfg') is None:
+        # these two are mmengine's own, which reads find_unused_parameters only where no wrapper is configured
+        unused = cfg.get('find_unused_parameters', False)
+        cfg.model_wrapper_cfg = dict(broadcast_buffers=False, find_unused_parameters=unused)
+    _name_no_gpu(cfg.model_wrapper_cfg)
+    strategy = cfg.get('strategy') or {}
+    if is_type(strategy.get('type'), 'FSDPStrategy', STRATEGIES):
+        strategy['model_wrapper'] = dict(strategy.get('model_wrapper') or {}, device_id='cpu')
+        if strategy.get('state_dict_cfg') == 'full':
+            strategy['state_dict_cfg'] = _full_state_dict_on_a_cpu()
+    elif is_type(strategy.get('type'), 'DDPStrategy', STRATEGIES):
+        if strategy.get('model_wrapper') is None:
+            strategy['model_wrapper'] = dict(broadcast_buffers=False)
+        _name_no_gpu(strategy['model_wrapper'])
+
+
+def _name_no_gpu(wrapper: dict) -> None:
+    """Keep mmengine from giving a wrapper that shares gradients the number of a GPU."""
+    type_ = wrapper.setdefault('type', 'MMDistributedDataParallel')
+    cls = type_ if inspect.isclass(type_) else MODEL_WRAPPERS.get(type_)
+    if cls is not None and issubclass(cls, torch.nn.parallel.DistributedDataParallel):
+        wrapper.setdefault('device_ids', None)
 
 
 def _full_state_dict_on_a_cpu() -> dict:
@@ -183,12 +198,19 @@ def leave_processes() -> None:
         gc.collect()
 
 
+_SYNCHRONISED = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')  # registered names, and the classes' own
+
+
 def _replace_sync_batch_norm(node) -> bool:
     found = False
     if isinstance(node, dict):
-        if node.get('type') == 'SyncBN':
+        type_ = node.get('type')
+        if inspect.isclass(type_):
+            found = issubclass(type_, torch.nn.SyncBatchNorm) or is_type(type_, 'MMSyncBN', MODELS)
+        else:
+            found = isinstance(type_, str) and type_.rpartition('.')[2] in _SYNCHRONISED
+        if found:
             node['type'] = 'BN'
-            found = True
         for value in node.values():
             found |= _replace_sync_batch_norm(value)
     elif isinstance(node, (list, tuple)):
@@ -198,6 +220,7 @@ def _replace_sync_batch_norm(node) -> bool:
 
 
 PRECISIONS = {'bf16': 'bfloat16', 'fp16': 'float16'}
+_PRECISION_CAN_CHANGE = ('OptimWrapper', 'AmpOptimWrapper', 'mmvmamba.CpuAmpOptimWrapper')
 
 
 def enable_amp(cfg: Config, precision: str) -> None:
@@ -213,7 +236,7 @@ def enable_amp(cfg: Config, precision: str) -> None:
     if precision not in PRECISIONS:
         raise ValueError(f'--amp: {precision!r} is unknown; expected one of {list(PRECISIONS)}')
     wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
+    if not any(is_type(wrapper, name, OPTIM_WRAPPERS) for name in _PRECISION_CAN_CHANGE):
         raise ValueError(f'--amp: optim_wrapper.type is {wrapper!r}; expected OptimWrapper or AmpOptimWrapper')
     cfg.optim_wrapper.type = 'AmpOptimWrapper' if torch.cuda.is_available() else 'mmvmamba.CpuAmpOptimWrapper'
     cfg.optim_wrapper.dtype = PRECISIONS[precision]
@@ -221,17 +244,78 @@ def enable_amp(cfg: Config, precision: str) -> None:
     cfg.optim_wrapper.loss_scale = dict(enabled=precision == 'fp16')
 
 
+def draw_predictions(cfg: Config, folder: str) -> None:
+    """Have a test draw every image, with annotations and predictions, into a folder.
+
+    Args:
+        cfg: the config; what it lacks for drawing is added.
+        folder: where to.
+    """
+    folder = str(Path(folder).absolute())
+    detection = task_of(cfg) == 'mmdet'
+    hooks = cfg.get('default_hooks') or {}
+    hook = hooks.get('visualization') or dict(type='DetVisualizationHook' if detection else 'SegVisualizationHook')
+    # of the original mmsegmentation interval counts in a test too
+    hook = dict(hook, draw=True, interval=1, **(dict(test_out_dir=folder) if detection else {}))
+    cfg.default_hooks = dict(hooks, visualization=hook)
+    visualizer = cfg.get('visualizer') or dict(type='DetLocalVisualizer' if detection else 'SegLocalVisualizer')
+    backends = list(visualizer.get('vis_backends') or [])
+    if not detection and not any(is_type(b.get('type'), 'LocalVisBackend', VISBACKENDS) for b in backends):
+        backends.append(dict(type='LocalVisBackend'))
+    cfg.visualizer = dict(visualizer, vis_backends=backends, **({} if detection else dict(save_dir=folder)))
+
+
+_FAR = 1.5  # a side; beyond it a network finds little of what it was trained to find
+
+
 def enable_tta(cfg: Config) -> None:
     """Test with augmentation: wrap the model and swap the test pipeline for the config's `tta_pipeline`.
 
     Raises:
-        ValueError: the config has no `tta_model` or `tta_pipeline`.
+        ValueError: the config has no `tta_model` or `tta_pipeline`, or no scale of the latter is near its
+            test pipeline's, which happens where a config replaces `test_pipeline` and inherits `tta_pipeline`.
     """
     for key in ('tta_model', 'tta_pipeline'):
         if key not in cfg:
             raise ValueError(f'--tta: {cfg.filename} has no {key}; see configs/_base_ for examples')
+    augmented = sorted(set(_scales(cfg.tta_pipeline)))
+    datasets = list(_datasets(cfg.test_dataloader.dataset))
+    for scale in [scale for dataset in datasets for scale in _scales(dataset.get('pipeline', []))]:
+        if augmented and min(_times(scale, other) for other in augmented) > _FAR:
+            raise ValueError(
+                f'--tta: {cfg.filename} tests at the scale {scale}, and its tta_pipeline at '
+                f'{", ".join(map(str, augmented))}, all of them more than {_FAR:g} times larger or smaller; give the '
+                f'config a tta_pipeline of its own, with scales around {scale}'
+            )
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    dataset.pipeline = cfg.tta_pipeline
+    for dataset in datasets:
+        dataset.pipeline = cfg.tta_pipeline
+
+
+def _datasets(dataset: dict) -> Iterator[dict]:
+    """The datasets inside wrapped and joined ones."""
+    inner = [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets', [])
+    for each in inner:
+        yield from _datasets(each)
+    if not inner:
+        yield dataset
+
+
+def _scales(pipeline) -> Iterator[tuple[int, int]]:
+    """Sizes to which the transforms of a pipeline resize, nested ones included."""
+    if isinstance(pipeline, (list, tuple)):
+        for each in pipeline:
+            yield from _scales(each)
+    elif isinstance(pipeline, dict):
+        type_ = pipeline.get('type')
+        name = type_.__name__ if inspect.isclass(type_) else str(type_)
+        scale = pipeline.get('scale')
+        if name.endswith('Resize') and scale:
+            yield (scale, scale) if isinstance(scale, int) else tuple(scale)
+        yield from _scales(pipeline.get('transforms', []))
+
+
+def _times(one: tuple[int, int], other: tuple[int, int]) -> float:
+    """How many times larger the larger of two sizes is, a side."""
+    ratio = math.sqrt(math.prod(one) / math.prod(other))
+    return max(ratio, 1 / ratio)

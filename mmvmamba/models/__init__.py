@@ -1,7 +1,10 @@
-"""Importing this module registers every model: the name for `custom_imports`."""
+"""Importing this module registers every model that needs no toolbox: the name for `custom_imports`."""
+
+from mmvmamba.registry import import_on_request
 
 from .backbones.fastvim import FastVim
 from .backbones.vmamba import VMamba
 from .necks.simple_fpn import LN2d, SimpleFPN
 
 __all__ = ['FastVim', 'LN2d', 'SimpleFPN', 'VMamba']
+__getattr__ = import_on_request(__name__, {'InstanceTTAModel': ('test_time_augs', 'mmdet')})

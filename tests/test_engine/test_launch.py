@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from mmcv.ops import SyncBatchNorm
 from mmengine.config import Config, ConfigDict
+from mmengine.model import MMDistributedDataParallel, MMFullyShardedDataParallel
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 
 from mmvmamba.engine import launch
 
@@ -39,9 +42,9 @@ def test_missing_data_of_wrapped_datasets_is_listed_once(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         launch.check_data(cfg, ('train', 'val'))
     text = str(caught.value)
-    assert text.count(f'train_dataloader: ann_file: {tmp_path}/a.json') == 1
-    assert f'val_dataloader: img: {tmp_path}/images' in text
-    assert 'val_evaluator: ann_file' in text
+    assert text.count('does not exist (train_dataloader.dataset.dataset.ann_file)') == 1
+    assert f'{tmp_path}/images\n  error: does not exist (train_dataloader.dataset.dataset.img)' in text
+    assert 'does not exist (val_evaluator[0].ann_file)' in text
     assert 'data/coco/{train2017,val2017,annotations}' in text
     (tmp_path / 'a.json').write_text('{}')
     (tmp_path / 'images').mkdir()
@@ -63,6 +66,68 @@ def test_a_cpu_gets_gloo_and_plain_batch_norm(tmp_path, monkeypatch):
     assert cfg.env_cfg.dist_cfg.backend == 'gloo'
     assert cfg.work_dir == 'work_dirs/some_name'
     assert cfg.model.head.norm_cfg.type == cfg.model.heads[0].norm_cfg.type == 'BN'
+
+
+@pytest.mark.parametrize(
+    'type_',
+    ['SyncBN', 'mmengine.SyncBN', 'MMSyncBN', 'torch.nn.SyncBatchNorm', torch.nn.SyncBatchNorm, SyncBatchNorm],
+)
+def test_synchronised_norm_is_found_however_it_is_written(type_):
+    model = dict(head=dict(type='Head', norm_cfg=dict(type=type_, requires_grad=True)))
+    cfg = Config(dict(model=model, work_dir='w'), filename=__file__)
+    launch.prepare(cfg, 'none', None)
+    assert cfg.model.head.norm_cfg == dict(type='BN', requires_grad=True)
+    assert cfg.model.head.type == 'Head'
+
+
+def on_cpus(monkeypatch, **entries) -> Config:
+    """A config after it was prepared for several processes without GPUs."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    cfg = Config(dict(model=dict(), work_dir='w', **entries))
+    launch.prepare(cfg, 'pytorch', None)
+    return cfg
+
+
+def test_what_mmengine_reads_beside_its_own_wrapper_is_kept_on_cpus(monkeypatch):
+    wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+    cfg = on_cpus(monkeypatch)
+    assert cfg.model_wrapper_cfg == dict(wrapper, find_unused_parameters=False)
+    assert cfg.env_cfg.dist_cfg.backend == 'gloo'
+    assert on_cpus(monkeypatch, find_unused_parameters=True).model_wrapper_cfg.find_unused_parameters
+    assert 'sync_bn' not in on_cpus(monkeypatch, sync_bn='torch')
+    assert on_cpus(monkeypatch, env_cfg=dict(cudnn_benchmark=True)).env_cfg.cudnn_benchmark
+
+
+@pytest.mark.parametrize('type_', [{}, dict(type='MMDistributedDataParallel'), dict(type=MMDistributedDataParallel)])
+def test_a_wrapper_of_the_users_own_gets_no_gpu(type_, monkeypatch):
+    cfg = on_cpus(monkeypatch, model_wrapper_cfg=dict(**type_, detect_anomalous_params=True))
+    assert cfg.model_wrapper_cfg.detect_anomalous_params
+    assert cfg.model_wrapper_cfg.device_ids is None
+    sharded = dict(type=MMFullyShardedDataParallel)
+    assert on_cpus(monkeypatch, model_wrapper_cfg=sharded).model_wrapper_cfg == sharded
+
+
+def test_strategies_are_told_that_there_is_no_gpu(monkeypatch):
+    from mmengine._strategy import DDPStrategy, FSDPStrategy
+
+    for type_ in ('FSDPStrategy', 'mmengine.FSDPStrategy', FSDPStrategy):
+        strategy = on_cpus(monkeypatch, strategy=dict(type=type_, state_dict_cfg='full')).strategy
+        assert strategy.model_wrapper.device_id == 'cpu'
+        assert strategy.state_dict_cfg.state_dict_config.offload_to_cpu is False
+    for type_ in ('DDPStrategy', DDPStrategy):
+        strategy = on_cpus(monkeypatch, strategy=dict(type=type_, sync_bn='torch')).strategy
+        assert strategy.model_wrapper.device_ids is None
+        assert 'sync_bn' not in strategy
+
+
+@pytest.mark.parametrize(
+    'type_', ['mmengine.OptimWrapper', OptimWrapper, AmpOptimWrapper, 'mmvmamba.CpuAmpOptimWrapper']
+)
+def test_amp_takes_wrappers_however_they_are_written(type_, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    cfg = Config(dict(optim_wrapper=dict(type=type_)))
+    launch.enable_amp(cfg, 'bf16')
+    assert cfg.optim_wrapper.type == 'mmvmamba.CpuAmpOptimWrapper'
 
 
 def test_amp_sets_the_wrapper(monkeypatch):
@@ -87,3 +152,49 @@ def test_tta_wraps_the_model_and_says_what_is_missing():
     launch.enable_tta(cfg)
     assert cfg.model == dict(type='TTA', module=dict(type='M'))
     assert cfg.test_dataloader.dataset.pipeline == [2]
+
+
+def resized(*scales):
+    return [dict(type='TestTimeAug', transforms=[[dict(type='Resize', scale=scale) for scale in scales]])]
+
+
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_tta_far_from_the_test_scale_is_refused(wrapped):
+    dataset = dict(type='D', pipeline=[dict(type='mmdet.Resize', scale=(224, 128))])
+    if wrapped:
+        dataset = dict(type='ConcatDataset', datasets=[dict(type='RepeatDataset', dataset=dataset)])
+    entries = dict(model=dict(type='M'), tta_model=dict(type='TTA'), test_dataloader=dict(dataset=dataset))
+    cfg = Config(dict(entries, tta_pipeline=resized((1333, 640), (1333, 800))), filename=__file__)
+    with pytest.raises(ValueError, match=r'scale \(224, 128\).*\(1333, 640\), \(1333, 800\).*tta_pipeline of its own'):
+        launch.enable_tta(cfg)
+    assert cfg.model == dict(type='M'), 'a refusal changes nothing'
+    cfg = Config(dict(entries, tta_pipeline=resized((1333, 640), (288, 160))))
+    launch.enable_tta(cfg)
+    inner = cfg.test_dataloader.dataset
+    inner = inner.datasets[0].dataset if wrapped else inner
+    assert inner.pipeline == cfg.tta_pipeline
+    assert 'pipeline' not in cfg.test_dataloader.dataset or not wrapped
+
+
+def test_tta_of_unknown_scales_is_left_alone():
+    entries = dict(model=dict(type='M'), tta_model=dict(type='TTA'), tta_pipeline=resized((64, 64)))
+    for pipeline in ([], [dict(type='Resize', scale_factor=0.5)], [dict(type='Pad', size=(999, 999))]):
+        launch.enable_tta(Config(dict(entries, test_dataloader=dict(dataset=dict(pipeline=pipeline)))))
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
+@pytest.mark.parametrize('bare', [False, True])
+def test_every_image_is_drawn(scope, bare, tmp_path):
+    there = dict(
+        default_hooks=dict(visualization=dict(type='VisualizationHook', interval=50, score_thr=0.1)),
+        visualizer=dict(type='Visualizer', vis_backends=[dict(type='TensorboardVisBackend')], name='v'),
+    )
+    cfg = Config(dict(default_scope=scope, **({} if bare else there)))
+    launch.draw_predictions(cfg, str(tmp_path / 'pictures'))
+    hook = cfg.default_hooks.visualization
+    assert (hook.draw, hook.interval) == (True, 1)
+    assert bare or hook.score_thr == 0.1
+    folder = hook.test_out_dir if scope == 'mmdet' else cfg.visualizer.save_dir
+    assert folder == str(tmp_path / 'pictures')
+    kinds = [backend.type for backend in cfg.visualizer.vis_backends]
+    assert ('LocalVisBackend' in kinds) == (scope == 'mmseg')

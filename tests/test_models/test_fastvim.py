@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from mmvmamba.checkpoints import CheckpointError
 from mmvmamba.models import FastVim
 from mmvmamba.models.backbones.fastvim import ARCHS
+from mmvmamba.models.layers.positions import resize_positions
 
 TINY = dict(embed_dims=16, depth=3, d_state=4, out_indices=(0, 2))
 PUBLISHED = dict(fastvim_t='tiny', fastvim_s='small', fastvim_b='base', vim_s='small')
@@ -127,40 +128,27 @@ def test_construction_size_does_not_matter(grad):
     big.load_state_dict(small.state_dict())
     image = torch.randn(2, 3, 96, 144)
     with torch.set_grad_enabled(grad):
-        for _ in range(2):  # the second time from the cache
-            for out, expected in zip(small(image), big(image), strict=True):
-                torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
+        for out, expected in zip(small(image), big(image), strict=True):
+            torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
 
 
 def test_position_embedding_is_resized_bicubically():
-    model = FastVim(img_size=(64, 96), **TINY)
-    maps = model.pos_embed.detach().view(1, 4, 6, 16).permute(0, 3, 1, 2)
-    expected = F.interpolate(maps, size=(5, 9), mode='bicubic', align_corners=False).permute(0, 2, 3, 1)
-    with torch.no_grad():
-        assert torch.equal(model._position((5, 9)), expected)
-        assert torch.equal(model._position((4, 6)), maps.permute(0, 2, 3, 1))
-    assert torch.equal(model._position((5, 9)), expected)
-    model._position((5, 9)).sum().backward()
-    assert model.pos_embed.grad.abs().sum() > 0
+    embedding = torch.randn(1, 24, 16, dtype=torch.float64, requires_grad=True)
+    for grid in ((5, 9), (3, 4), (1, 20), (12, 1), (4, 6)):
+        maps = embedding.view(1, 4, 6, 16).permute(0, 3, 1, 2)
+        expected = F.interpolate(maps, size=grid, mode='bicubic', align_corners=False).permute(0, 2, 3, 1)
+        found = resize_positions(embedding, (4, 6), grid)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+        cotangent = torch.randn_like(found)
+        grads = [torch.autograd.grad(maps, embedding, cotangent)[0] for maps in (found, expected)]
+        torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
 
 
-def test_cached_position_embeddings_follow_the_parameter():
-    model = FastVim(img_size=64, **TINY).eval()
-    grid = (3, 5)
-    with torch.no_grad():
-        first = model._position(grid)
-        assert model._position(grid) is first
-        model.pos_embed += 1
-        torch.testing.assert_close(model._position(grid), first + 1)
-        model.pos_embed.data.add_(1)  # as mmengine swaps in averaged weights: PyTorch does not count this change
-        model.eval()
-        torch.testing.assert_close(model._position(grid), first + 2)
-        assert model.double()._position(grid).dtype == torch.float64
-        for side in range(1, 40):
-            model._position((side, 1))
-        assert len(model._resized) <= 16
-    assert copy.deepcopy(model)(torch.zeros(1, 3, 48, 80, dtype=torch.float64))[0].shape == (1, 16, 3, 5)
-    assert model._position(grid).requires_grad
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_position_embedding_keeps_its_numbers_on_its_own_grid(dtype):
+    embedding = torch.randn(1, 24, 16).to(dtype)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(resize_positions(embedding, (4, 6), (4, 6)), embedding.unflatten(1, (4, 6)))
 
 
 def test_padding_is_zeros_at_the_bottom_and_right():

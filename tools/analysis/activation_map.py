@@ -9,12 +9,12 @@ import argparse
 import sys
 from pathlib import Path
 
-import mmcv
 import torch
 from mmengine.registry import MODELS, init_default_scope
 
 from mmvmamba import checkpoints
 from mmvmamba.analysis import activation
+from mmvmamba.datasets.images import read_image
 from mmvmamba.engine import launch
 
 
@@ -43,8 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 def draw(arguments: argparse.Namespace) -> None:
     if not all(0 <= value <= 1 for value in arguments.query):
         raise ValueError(f'--query {arguments.query}: expected two numbers from 0 to 1')
-    if not arguments.image.is_file():
-        raise FileNotFoundError(f'image {arguments.image} does not exist')
+    image = read_image(arguments.image)[..., ::-1]
     cfg = launch.load_config(arguments.config)
     init_default_scope(launch.task_of(cfg))
     backbone = MODELS.build(cfg.model.backbone).eval()
@@ -52,7 +51,6 @@ def draw(arguments: argparse.Namespace) -> None:
         raise ValueError(f'{arguments.config} has the backbone {type(backbone).__name__}; expected VMamba')
     if arguments.checkpoint:
         checkpoints.load(arguments.checkpoint, backbone, trust=arguments.trust_checkpoint)
-    image = mmcv.imread(arguments.image, channel_order='rgb')
     mean, std = (torch.tensor(cfg.model.data_preprocessor[key]) for key in ('mean', 'std'))
     pixels = ((torch.from_numpy(image.copy()) - mean) / std).permute(2, 0, 1)[None].float()
     op, x = activation.layer_input(backbone, arguments.stage, arguments.block, pixels)

@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             print(
                 f'{title}: {reached:.1%} of the pixels reached, {strong:.1%} with more than a thousandth of the largest'
             )
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ImportError, ValueError) as error:
         print(f'erf.py: {error}', file=sys.stderr)
         return 2
     receptive_field.draw(fields, arguments.out)

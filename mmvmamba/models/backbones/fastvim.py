@@ -6,20 +6,23 @@ published ones.
 """
 
 import math
+import re
 
 import torch
+from mmengine.logging import print_log
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from mmvmamba.checkpoints import CheckpointError
+from mmvmamba import checkpoints
 from mmvmamba.kernels.dispatch import BACKENDS
 from mmvmamba.kernels.pooled_scan.op import AXES, POOLS
 from mmvmamba.registry import register_model
 
-from ..arguments import check_choice, check_fields, check_image, check_out_indices
+from ..arguments import architecture, check_choice, check_image, check_out_indices
 from ..layers.drop_path import DropPath
 from ..layers.pooled_mixer import PooledMixer
+from ..layers.positions import resize_positions
+from ..layers.recompute import recomputed
 from .base import BaseBackbone
 
 _COMMON = dict(d_state=16, expand=2, d_conv=4, dt_rank='auto', patch_size=16, drop_path_rate=0.0)
@@ -34,7 +37,6 @@ ARCHS: dict[str, dict] = {
 """The published architectures."""
 
 _NORMS = {'LN': nn.LayerNorm, 'RMS': nn.RMSNorm}
-_CACHED_GRIDS = 16
 
 
 class PatchEmbed(nn.Module):
@@ -49,8 +51,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(B, in_channels, H, W)` to `(B, ceil(H / patch), ceil(W / patch), C)`."""
-        bottom, right = (-size % self.patch_size for size in x.shape[2:])
-        return self.proj(F.pad(x, (0, right, 0, bottom))).permute(0, 2, 3, 1)
+        # padding that does not depend on the size: the convolution leaves out what makes no whole patch
+        return self.proj(F.pad(x, (0, self.patch_size - 1, 0, self.patch_size - 1))).permute(0, 2, 3, 1)
 
 
 class Block(nn.Module):
@@ -74,13 +76,13 @@ class FastVim(BaseBackbone):
     """FastVim: a columnar backbone of bidirectional Mamba blocks that scan pooled rows and columns in turn.
 
     Args:
-        arch: a row of `ARCHS`.
+        arch: a row of `ARCHS`, or a dict of its fields; those left out are those of 'tiny'.
         img_size: pixels a side, or (H, W), of the images that the position embedding belongs to. Any other size runs
             as well: the embedding is interpolated to its grid.
         patch_size: pixels a side of a patch; None takes the architecture's (16; huge: 14).
         in_channels: channels of the image.
-        out_indices: blocks whose normalised outputs are returned, ascending. Blocks behind the last one are not built,
-            so every parameter that exists is used.
+        out_indices: blocks whose normalised outputs are returned, ascending; -1 is the last. Blocks behind the last one
+            of them are not built, so every parameter that exists is used.
         drop_path_rate: of the last block's output, rising linearly from 0; None takes the architecture's.
         pool: 'mean' or 'max' over a line, or None for Vim, which scans all tokens and never rotates.
         scan_path: 'row' or 'column', the axis of the first block.
@@ -125,27 +127,23 @@ class FastVim(BaseBackbone):
     ):
         super().__init__(init_cfg=init_cfg)
         name = type(self).__name__
-        check_choice(name, 'arch', arch, ARCHS)
         check_choice(name, 'pool', pool, POOLS)
         check_choice(name, 'scan_path', scan_path, AXES)
         check_choice(name, 'norm', norm, _NORMS)
         check_choice(name, 'backend', backend, ('auto', *BACKENDS))
         if pool is None and pool_scale != 1:
             raise ValueError(f'{name}: pool_scale={pool_scale!r} has nothing to scale where pool=None; expected 1')
-        spec = dict(ARCHS[arch])
-        default_drop_path, default_patch = spec.pop('drop_path_rate'), spec.pop('patch_size')
-        check_fields(name, fields, spec)
-        spec.update(fields)
+        spec = architecture(name, arch, ARCHS, 'tiny', fields)
         channels, depth = spec['embed_dims'], spec['depth']
         self.arch = arch
         self.in_channels = in_channels
         self.depth = depth
-        self.patch_size = default_patch if patch_size is None else patch_size
+        self.patch_size = spec['patch_size'] if patch_size is None else patch_size
         self.grid = self._grid_of(img_size)
         self.out_indices = check_out_indices(name, out_indices, depth)
         self.with_cp = with_cp
         blocks = self.out_indices[-1] + 1
-        rate = default_drop_path if drop_path_rate is None else drop_path_rate
+        rate = spec['drop_path_rate'] if drop_path_rate is None else drop_path_rate
         last = max(depth - 1, 1)
         mixer = {key: spec[key] for key in ('d_state', 'expand', 'd_conv')}
         mixer['dt_rank'] = math.ceil(channels / 16) if spec['dt_rank'] == 'auto' else spec['dt_rank']
@@ -165,7 +163,6 @@ class FastVim(BaseBackbone):
         )
         for i in range(len(self.out_indices)):
             self.add_module(f'outnorm_{i}', nn.LayerNorm(channels))
-        self._resized = {}  # position embeddings of other grids, for inference
         self._freeze(frozen_stages, blocks)
         if frozen_stages >= 0:
             self.pos_embed.requires_grad_(False)
@@ -182,48 +179,24 @@ class FastVim(BaseBackbone):
     def _output_norms(self) -> list[tuple[int, nn.Module]]:
         return [(block, getattr(self, f'outnorm_{i}')) for i, block in enumerate(self.out_indices)]
 
-    def train(self, mode: bool = True):
-        """Set the mode; frozen blocks stay in evaluation (no drop path). Returns self."""
-        self._resized.clear()  # mmengine's averaged weights are swapped in without a trace, but before a change of mode
-        return super().train(mode)
-
-    def _load_from_state_dict(self, state_dict, prefix, *arguments):
-        """Refuse weights of another patch size, bring the position embedding to this model's grid, load."""
-        self._resized.clear()
-        weight = state_dict.get(f'{prefix}patch_embed.proj.weight')
-        if weight is not None and weight.shape[2:] != self.patch_embed.proj.weight.shape[2:]:
-            theirs = ' x '.join(str(side) for side in weight.shape[2:])
-            raise CheckpointError(
+    def _adapted(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """Refuse weights of another patch size, bring the position embedding to this model's grid."""
+        if name == 'patch_embed.proj.weight' and value.shape[2:] != self.patch_embed.proj.weight.shape[2:]:
+            theirs = ' x '.join(str(side) for side in value.shape[2:])
+            raise checkpoints.CheckpointError(
                 f'{type(self).__name__}: the checkpoint was trained with patches of {theirs} pixels, this model has '
                 f'patch_size={self.patch_size}; build it with the patch size of the checkpoint'
             )
-        key = f'{prefix}pos_embed'
-        embedding = state_dict.get(key)
-        if embedding is not None and embedding.ndim == 3 and embedding.shape[1] != self.pos_embed.shape[1]:
-            side = math.isqrt(embedding.shape[1])
-            if side * side != embedding.shape[1]:
-                raise CheckpointError(
-                    f'{type(self).__name__}: the position embedding of the checkpoint has {embedding.shape[1]} tokens, '
-                    f'which are no square grid, and this model has a grid of {self.grid[0]} x {self.grid[1]}; build it '
-                    f'with img_size=(H, W) of the images that the checkpoint was trained on'
-                )
-            state_dict[key] = _resize(embedding, (side, side), self.grid).flatten(1, 2)
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
-
-    def _position(self, grid: tuple[int, int]) -> torch.Tensor:
-        """The position embedding for a grid, `(1, H, W, C)`; interpolated once per grid in inference."""
-        own = self.pos_embed
-        if grid == self.grid:
-            return own.unflatten(1, grid)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return _resize(own, self.grid, grid)
-        version, resized = self._resized.get(grid, (None, None))
-        if version != own._version or (resized.dtype, resized.device) != (own.dtype, own.device):
-            resized = _resize(own, self.grid, grid)
-            if len(self._resized) >= _CACHED_GRIDS:
-                self._resized.pop(next(iter(self._resized)))
-            self._resized[grid] = own._version, resized
-        return resized
+        if name != 'pos_embed' or value.ndim != 3 or value.shape[1] == self.pos_embed.shape[1]:
+            return value
+        side = math.isqrt(value.shape[1])
+        if side * side != value.shape[1]:
+            raise checkpoints.CheckpointError(
+                f'{type(self).__name__}: the position embedding of the checkpoint has {value.shape[1]} tokens, '
+                f'which are no square grid, and this model has a grid of {self.grid[0]} x {self.grid[1]}; build it '
+                f'with img_size=(H, W) of the images that the checkpoint was trained on'
+            )
+        return resize_positions(value, (side, side), self.grid).flatten(1, 2)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Extract feature maps.
@@ -236,13 +209,11 @@ class FastVim(BaseBackbone):
         """
         check_image(type(self).__name__, x, self.in_channels, self.patch_size)
         hidden, residual = self.patch_embed(x), None
-        hidden = hidden + self._position(tuple(hidden.shape[1:3]))
+        hidden = hidden + resize_positions(self.pos_embed, self.grid, hidden.shape[1:3])
         outs = []
         for i, block in enumerate(self.layers):
-            if self.with_cp and hidden.requires_grad:
-                hidden, residual = checkpoint(block, hidden, residual, use_reentrant=False)
-            else:
-                hidden, residual = block(hidden, residual)
+            inputs = (hidden, residual)
+            hidden, residual = recomputed(block, *inputs) if self.with_cp else block(*inputs)
             if i in self.out_indices:
                 # a copy: mmcv's RoIAlign reads memory as channels first whatever the strides say
                 out = getattr(self, f'outnorm_{len(outs)}')(hidden)
@@ -250,9 +221,36 @@ class FastVim(BaseBackbone):
         return tuple(outs)
 
 
-def _resize(embedding: torch.Tensor, grid: tuple[int, int], target: tuple[int, int]) -> torch.Tensor:
-    """Interpolate `(1, H*W, C)` bicubically to `(1, *target, C)`, in float32 at least."""
-    wide = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
-    maps = wide.unflatten(1, grid).permute(0, 3, 1, 2)
-    resized = F.interpolate(maps, size=target, mode='bicubic', align_corners=False)
-    return resized.permute(0, 2, 3, 1).contiguous().to(embedding.dtype)
+_SCAN_NORM = '.mixer.layernorm.'
+
+
+def _translate(state_dict, expected) -> dict[str, torch.Tensor]:
+    """Classification models: RMSNorm has no bias, and Vim's class token sits in the middle of the positions."""
+    translated = dict(state_dict)
+    for name, value in expected.items():
+        if re.fullmatch(r'layers\.\d+\.norm\.bias', name) and name not in translated:
+            translated[name] = torch.zeros_like(value)
+    if 'cls_token' in state_dict and not any(_SCAN_NORM in name for name in state_dict):
+        # its authors' classifiers have no norm behind the scan; the published detector gave them a fresh one
+        fresh = {name: value for name, value in expected.items() if _SCAN_NORM in name}
+        for name, value in fresh.items():
+            translated[name] = torch.ones_like(value) if name.endswith('weight') else torch.zeros_like(value)
+        if fresh:
+            print_log(f'Vim without a norm behind the scan: {len(fresh)} *{_SCAN_NORM}* start fresh', logger='current')
+    if 'cls_token' in state_dict and 'pos_embed' in state_dict:
+        position = state_dict['pos_embed']
+        middle = (position.shape[1] - 1) // 2
+        translated['pos_embed'] = torch.cat([position[:, :middle], position[:, middle + 1 :]], dim=1)
+    return translated
+
+
+def _measure(state_dict) -> dict | None:
+    patches = state_dict.get('patch_embed.proj.weight')
+    numbers = {m.group(1) for m in map(re.compile(r'layers\.(\d+)\.').match, state_dict) if m}
+    if patches is None or 'pos_embed' not in state_dict or patches.ndim != 4:
+        return None
+    return dict(embed_dims=patches.shape[0], depth=len(numbers), patch_size=patches.shape[-1])
+
+
+_CONTAINERS = ('state_dict_ema', 'state_dict', 'model', 'model_ema')
+checkpoints.register(checkpoints.Family('fastvim', 'FastVim', ARCHS, _measure, _translate, _CONTAINERS))

@@ -5,20 +5,22 @@ are under the MIT licence; this file is an implementation of its own whose param
 """
 
 import math
+import re
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from mmvmamba import checkpoints
 from mmvmamba.kernels.dispatch import BACKENDS
 from mmvmamba.kernels.ss2d.routes import PATTERNS
 from mmvmamba.registry import register_model
 
-from ..arguments import check_choice, check_fields, check_image, check_out_indices
+from ..arguments import architecture, check_choice, check_image, check_out_indices
 from ..layers.drop_path import DropPath
 from ..layers.layout import ToChannelsFirst, ToChannelsLast
 from ..layers.linear import Linear
+from ..layers.recompute import recomputed
 from ..layers.ss2d import SS2D
 from ..layers.ssm_init import SSM_INITS
 from .base import BaseBackbone
@@ -74,7 +76,8 @@ class Mlp(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.device.type != 'cpu' or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        captured = torch.compiler.is_compiling() or torch.jit.is_tracing()  # a graph would keep the number of pieces
+        if x.device.type != 'cpu' or torch.is_grad_enabled() or captured:
             return self.fc2(F.gelu(self.fc1(x)))
         # On a CPU the hidden layer of a large image costs more in page faults and cache misses than in arithmetic:
         # piece by piece it stays in the cache.
@@ -116,9 +119,8 @@ class PatchMerging(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(B, H, W, C)` to `(B, ceil(H/2), ceil(W/2), 2C)`."""
         _, height, width, _ = x.shape
-        if height % 2 or width % 2:
-            x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-        squares = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+        x = F.pad(x, (0, 0, 0, 1, 0, 1))  # which an even side does not read; a test of its parity is one graph each
+        squares = [x[:, row : height + row : 2, column : width + column : 2] for column in (0, 1) for row in (0, 1)]
         return self.reduction(self.norm(torch.cat(squares, dim=-1)))
 
 
@@ -167,7 +169,7 @@ class Stage(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The stage's output before its downsample, `(B, H, W, C)`."""
         for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.with_cp and x.requires_grad else block(x)
+            x = recomputed(block, x) if self.with_cp else block(x)
         return x
 
 
@@ -176,10 +178,10 @@ class VMamba(BaseBackbone):
     """VMamba: a four-stage backbone of visual state-space blocks.
 
     Args:
-        arch: a row of `ARCHS`.
+        arch: a row of `ARCHS`, or a dict of its fields; those left out are those of 'tiny_s1l8'.
         in_channels: channels of the image.
-        out_indices: stages whose normalised outputs are returned, ascending. Stages behind the last one are not
-            built, so every parameter that exists is used.
+        out_indices: stages whose normalised outputs are returned, ascending; -1 is the last. Stages behind the last
+            one of them are not built, so every parameter that exists is used.
         drop_path_rate: of the last block, rising linearly from 0; None takes the architecture's.
         routes: 'cross', 'unidi', 'bidi' or 'cascade', see `mmvmamba.kernels.ss2d`.
         ssm_init: 'mamba', 'rand' or 'zero'.
@@ -214,14 +216,10 @@ class VMamba(BaseBackbone):
     ):
         super().__init__(init_cfg=init_cfg)
         name = type(self).__name__
-        check_choice(name, 'arch', arch, ARCHS)
         check_choice(name, 'routes', routes, PATTERNS)
         check_choice(name, 'ssm_init', ssm_init, SSM_INITS)
         check_choice(name, 'backend', backend, ('auto', *BACKENDS))
-        spec = dict(ARCHS[arch])
-        default_drop_path = spec.pop('drop_path_rate')
-        check_fields(name, fields, spec)
-        spec.update(fields)
+        spec = architecture(name, arch, ARCHS, 'tiny_s1l8', fields)
         check_choice(name, 'stem', spec['stem'], _STEMS)
         check_choice(name, 'downsample', spec['downsample'], _DOWNSAMPLES)
         self.arch = arch
@@ -234,7 +232,7 @@ class VMamba(BaseBackbone):
                 f'{name}: conv_size={spec["conv_size"]!r}; expected an odd number, or 0 for no convolution'
             )
 
-        rate = default_drop_path if drop_path_rate is None else drop_path_rate
+        rate = spec['drop_path_rate'] if drop_path_rate is None else drop_path_rate
         last = max(sum(self.depths) - 1, 1)
         drop_paths = [rate * i / last for i in range(sum(self.depths))]
         ss2d = {key: spec[key] for key in ('d_state', 'ssm_ratio', 'conv_size', 'conv_bias', 'gated')}
@@ -279,3 +277,36 @@ class VMamba(BaseBackbone):
             if stage.downsample is not None:
                 x = stage.downsample(x)
         return tuple(outs)
+
+
+_OLD_NAMES = (
+    (re.compile(r'^patch_embed\.proj\.'), 'patch_embed.0.'),
+    (re.compile(r'^patch_embed\.norm\.'), 'patch_embed.2.'),
+    (re.compile(r'\.ln_1\.'), '.norm.'),
+    (re.compile(r'\.self_attention\.'), '.op.'),
+)
+
+
+def _translate(state_dict, expected) -> dict[str, torch.Tensor]:
+    """Names of the first vanilla files to today's."""
+    renamed = {}
+    for name, value in state_dict.items():
+        for pattern, replacement in _OLD_NAMES:
+            name = pattern.sub(replacement, name)
+        renamed[name] = value
+    return renamed
+
+
+def _measure(state_dict) -> dict | None:
+    names = ('norm.weight', 'op.out_norm.weight', 'op.A_logs')
+    shapes = [tuple(getattr(state_dict.get(f'layers.0.blocks.0.{name}'), 'shape', ())) for name in names]
+    if [len(shape) for shape in shapes] != [1, 1, 2]:
+        return None
+    (channels,), (inner,), (_, states) = shapes
+    blocks = {m.groups() for m in map(re.compile(r'layers\.(\d+)\.blocks\.(\d+)\.').match, state_dict) if m}
+    stages = 1 + max(int(stage) for stage, _ in blocks)
+    depths = tuple(sum(int(stage) == i for stage, _ in blocks) for i in range(stages))
+    return dict(embed_dims=channels, depths=depths, ssm_ratio=inner / channels, d_state=states)
+
+
+checkpoints.register(checkpoints.Family('vmamba', 'VMamba', ARCHS, _measure, _translate))

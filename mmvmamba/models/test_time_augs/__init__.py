@@ -1,4 +1,4 @@
-"""Test-time augmentation for mmdet; needs mmdet, so `mmvmamba.models` does not import it."""
+"""Test-time augmentation for mmdet; needs mmdet, so `mmvmamba.models` imports it on request only."""
 
 from .instance_tta import InstanceTTAModel
 
