@@ -217,7 +217,7 @@ def _differentiate(
 
 
 def _check_size(x) -> None:
-    if x[0].numel() >= 1 << 31:
+    if x.shape[1:].numel() >= 1 << 31:
         raise ValueError(
             f'depthwise_conv_silu: x has shape {tuple(x.shape)}; the triton backend indexes an image with 32 bits, '
             "H*W*D must stay below 2**31; use smaller images or backend='torch'"

@@ -185,7 +185,7 @@ def _project_backward(short, projection, weight, walks: Walks, grads):
     batch, length, _, channels = short.shape
     count = batch * length
     tokens = short.view(count, 2, channels).transpose(0, 1)
-    dprojected = grads.projected.view(count, 2, -1).transpose(0, 1)
+    dprojected = grads.projected.view(count, 2, grads.projected.shape[-1]).transpose(0, 1)
     dweight = grads.weight
     if walks.ready is not None:
         rank = weight.shape[2]
