@@ -43,7 +43,7 @@ class Recorded(NamedTuple):
     def variant(self) -> tuple:
         """What decides which machine code runs, as text and numbers: equal in every process."""
         constants = ((name, value if isinstance(value, int) else str(value)) for name, value in self.constants.items())
-        return self.kernel.__module__, self.kernel.__name__, self.types, self.misaligned, tuple(sorted(constants))
+        return self.kernel.fn.__module__, self.kernel.fn.__name__, self.types, self.misaligned, tuple(sorted(constants))
 
 
 class Launch:

@@ -6,11 +6,14 @@ import triton.language as tl
 
 from .triton_launch import Launch, on_device, planned
 
-_BLOCK = 1024
-"""Numbers of a program of `_add_up`."""
+BLOCK, WARPS = 1024, 4
+"""Numbers of a program of `_add_up`, and warps of any program here."""
 
 _ROWS, _CHANNELS = 32, 32
 """Rows and channels that a program of `_collect` adds up at a time."""
+
+ELEMENTS = _ROWS * _CHANNELS / 32 / WARPS
+"""Of those, a lane's."""
 
 
 @triton.jit(do_not_specialize=['size'])
@@ -64,9 +67,14 @@ def _collect(
         tl.store(p_other_columns + o_kd * R + column, total, mask=m_d & is_other)
 
 
+def adding(count: int, size: int, more: bool) -> Launch:
+    """`_add_up`, called with its tensors (any for `more` where there is none) and the size of a part."""
+    return Launch(_add_up, triton.cdiv(size, BLOCK), COUNT=count, MORE=more, BLOCK=BLOCK, num_warps=WARPS)
+
+
 @planned
-def _adding(count: int, size: int, more, device, dtypes) -> Launch:
-    return Launch(_add_up, triton.cdiv(size, _BLOCK), COUNT=count, MORE=more, BLOCK=_BLOCK, num_warps=4)
+def _adding(count: int, size: int, more: bool, device, dtypes) -> Launch:
+    return adding(count, size, more)
 
 
 def add_up(parts: torch.Tensor, dtype: torch.dtype, more: torch.Tensor | None = None) -> torch.Tensor:
@@ -85,4 +93,4 @@ def collecting(count: int, channels: int, columns: int, rows: int, others: int =
     """`_collect`, called with its tensors (any where there is nothing) and the number of rows to add up."""
     grid = count * (columns + rows + others) * triton.cdiv(channels, _CHANNELS)
     sizes = dict(K=count, D=channels, C=columns, E=rows, R=others)
-    return Launch(_collect, grid, **sizes, BR=_ROWS, BD=_CHANNELS, num_warps=4)
+    return Launch(_collect, grid, **sizes, BR=_ROWS, BD=_CHANNELS, num_warps=WARPS)

@@ -5,8 +5,9 @@ Examples:
     python tools/aot_report.py --targets sm_90 --archs tiny_s1l8 --json report.json
     python tools/aot_report.py --targets sm_100 sm_120 --archs tiny_s1l8 fastvim_tiny    # Blackwell
 
-One row a kernel, variant and target: registers, bytes spilled, shared memory, and of the largest loop the instructions
-and special functions per element and route. Exits with 1 if a kernel spills or exceeds a stated budget.
+One row a kernel, variant and target: registers, bytes spilled, shared memory, how many programs of it a multiprocessor
+holds at a time, and of the largest loop the instructions and special functions per element and route. Exits with 1 if a
+kernel spills or exceeds a stated budget.
 """
 
 import argparse
@@ -28,9 +29,9 @@ try:
 except ImportError as missing:
     sys.exit(f'aot_report.py: the compiler is not installed ({missing}); pip install triton')
 import triton.language as tl
-from mmvmamba.kernels import triton_bwd, triton_fwd
+from mmvmamba.kernels import triton_bwd, triton_fwd, triton_sums
 from mmvmamba.kernels.depthwise_conv import triton_conv
-from mmvmamba.kernels.pooled_scan import triton_gate, triton_pool, triton_scan
+from mmvmamba.kernels.pooled_scan import triton_gate, triton_pool, triton_scan, triton_stack
 from mmvmamba.kernels.ss2d import triton_norm
 from mmvmamba.kernels.triton_math import BT, launch_options
 from rich.console import Console
@@ -56,6 +57,11 @@ DTYPES = {'bf16': 'bf16', 'fp16': 'fp16', 'fp32': 'fp32'}
 CROSS = dict(K=4, GROUPED=False, LONG_LINES=True, COLUMNS=0b1010, REVERSES=0b1100, KEEPS=0)
 BOTH_WAYS = dict(K=2, GROUPED=True, LONG_LINES=False, COLUMNS=0, REVERSES=0b10, KEEPS=0)
 ARCHS = {**VMAMBAS, **{f'fastvim_{arch}': spec for arch, spec in FASTVIMS.items()}}
+MULTIPROCESSORS = {  # warps, programs, bytes of shared memory; all have 65,536 registers
+    'sm_80': (64, 32, 164 << 10),
+    'sm_90': (64, 32, 228 << 10),
+    'sm_120': (48, 24, 100 << 10),
+}
 _BINARIES = Path(triton.__file__).parent / 'backends/nvidia/bin'
 
 
@@ -160,6 +166,23 @@ def scan_variants(D: int, N: int, R: int, dtype: str, target: str, walks=CROSS):
             elements=BT,
             budget=110 if N == 1 and dtype != 'fp32' else None,
         )
+    yield _launched('collect', triton_sums.collecting(walks['K'], D, N, 2, R), {}, triton_sums.ELEMENTS)
+    if walks is CROSS:
+        route, elements = half['p_y'], triton_sums.BLOCK / 32 / triton_sums.WARPS
+        for name, kinds, more in (
+            ('sum of routes', dict(p_parts=route), False),
+            ('sum of dx', dict(p_parts=route, p_more=route, p_y=dtype), True),
+            ('sum of projections', dict(p_y=route), False),
+        ):
+            count = triton.cdiv(D, block) if name == 'sum of projections' else walks['K']
+            yield _launched(name, triton_sums.adding(count, triton_sums.BLOCK, more), kinds, elements)
+
+
+def _launched(name: str, launch, half: dict, elements: float) -> Variant:
+    """A variant of a kernel whose launch does not depend on the device."""
+    options = {key: value for key, value in launch.constants.items() if key not in launch.kernel.arg_names}
+    constants = {key: value for key, value in launch.constants.items() if key not in options}
+    return Variant(name, launch.kernel, _types(launch.kernel, constants, **half), constants, options, elements)
 
 
 def norm_and_convolution_variants(D: int, dtype: str, target: str):
@@ -188,6 +211,7 @@ def norm_and_convolution_variants(D: int, dtype: str, target: str):
         chosen = dict(constants, **extra)
         elements = triton_conv.U * block / 32
         yield Variant(name, kernel, _types(kernel, chosen, **half), chosen, dict(num_warps=1), elements)
+    yield _launched('convolution sums', triton_sums.collecting(1, D, 9, 1), {}, triton_sums.ELEMENTS)
 
 
 def _pool_variants(D: int, dtype: str):
@@ -232,6 +256,7 @@ def _gate_variants(D: int, dtype: str, target: str):
 def pool_and_gate_variants(D: int, dtype: str, target: str):
     """The kernels around the pooled scan's short sequences."""
     yield from _pool_variants(D, dtype)
+    yield _launched('pool sums', triton_sums.collecting(2, D, 4, 1), {}, triton_sums.ELEMENTS)
     yield from _gate_variants(D, dtype, target)
 
 
@@ -239,6 +264,10 @@ def short_scan_variants(D: int, N: int, R: int, dtype: str, target: str):
     """The scan of the pooled scan's short sequences, which are float32 whatever the tokens are."""
     if dtype == 'fp32':
         yield from scan_variants(D, N, R if R <= triton_scan.WIDEST_RANK else 0, dtype, target, BOTH_WAYS)
+        for zero in (False, True):
+            plan = triton_stack.stacking(D, R, N, zero)
+            elements = triton_stack.BLOCK / 32 / triton_stack.WARPS
+            yield _launched(f'stack{" without skips" * zero}', plan.launch, {}, elements)
 
 
 GROUPS = {
@@ -302,6 +331,14 @@ def _read(binary: bytes, states: int) -> dict:
     return dict(registers=registers, spilled=stack + local, loop=dict(_loop(listing, states)))
 
 
+def programs(target: str, registers: int, shared: int, warps: int) -> int:
+    """How many programs a multiprocessor holds at a time: registers go to warps by 256, to programs by 4 warps."""
+    most_warps, most, memory = MULTIPROCESSORS[target]
+    of_registers = 65536 // (32 * 8 * -(-registers // 8)) // 4 * 4 // warps
+    of_memory = memory // (1024 + 128 * -(-shared // 128))  # the system takes 1 KiB of each
+    return min(most, most_warps // warps, of_registers, of_memory)
+
+
 def measure(variant: Variant, target: str) -> dict:
     """Compile one variant and describe it; figures of the code only for CUDA, whose tools Triton brings."""
     row = dict(kernel=variant.name, target=target)
@@ -317,6 +354,7 @@ def measure(variant: Variant, target: str) -> dict:
         row.update(registers=registers, spilled=4 * spills)
     else:
         row.update(_read(compiled.asm['cubin'], row.get('N', 1)))
+        row['programs'] = programs(target, row['registers'], row['shared'], compiled.metadata.num_warps)
         row['instructions'] = round(sum(row['loop'].values()) / variant.elements, 1)
         row['specials'] = round(row['loop'].get('MUFU', 0) / variant.elements, 2)
         if variant.budget is not None and target in BUDGETED and row['instructions'] > variant.budget:
@@ -344,7 +382,8 @@ def work(job) -> dict:
 
 
 def table(rows) -> Table:
-    columns = ('kernel', 'target', 'dtype', 'D', 'N', 'R', 'registers', 'spilled', 'shared', 'specials', 'instructions')
+    columns = ('kernel', 'target', 'dtype', 'D', 'N', 'R', 'registers', 'spilled', 'shared', 'programs', 'specials')
+    columns = (*columns, 'instructions')
     result = Table(*columns, 'over budget', title='Ahead-of-time compilation; per element and route')
     for row in rows:
         result.add_row(*(str(row.get(name, '')) for name in columns), '; '.join(row['failures']))

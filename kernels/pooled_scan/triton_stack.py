@@ -8,8 +8,8 @@ import triton.language as tl
 
 from ..triton_launch import ALIGNMENT, Launch
 
-_BLOCK = 1024
-"""Numbers of a tensor that a program copies."""
+BLOCK, WARPS = 1024, 4
+"""Numbers of a tensor that a program copies, and its warps."""
 
 
 @triton.jit
@@ -62,8 +62,8 @@ def stacking(channels: int, rank: int, states: int, zero: bool) -> Stacking:
     strides = ((columns * channels, channels, 1), (channels * rank, rank, 1), (1,), (states, 1), (1,))
     constants = dict(zip(('PROJ', 'WEIGHT', 'BIAS', 'A', 'SKIP'), sizes, strict=True))
     constants.update(zip(('AT_WEIGHT', 'AT_BIAS', 'AT_A', 'AT_SKIP'), places[1:], strict=False))
-    grid = triton.cdiv(max(*sizes, 2 * channels), _BLOCK)
-    launch = Launch(_stack, grid, ZERO=zero, BLOCK=_BLOCK, num_warps=4, **constants)
+    grid = triton.cdiv(max(*sizes, 2 * channels), BLOCK)
+    launch = Launch(_stack, grid, ZERO=zero, BLOCK=BLOCK, num_warps=WARPS, **constants)
     return Stacking(places[-1], tuple(zip(shapes, strides, places, strict=False)), launch)
 
 
