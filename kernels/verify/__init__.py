@@ -61,7 +61,7 @@ def _decide(how, operator, direction, run, arguments) -> str:
     try:
         with triton_launch.recording() as launches:
             run()
-    except torch.OutOfMemoryError:
+    except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # a size that the kernels refuse, or whatever is wrong with them
         _logger.warning(

@@ -420,6 +420,19 @@ def test_a_small_input_launches_what_a_large_one_does(operator, able):
             assert all(math.prod(small.tensors[0][1][:3]) <= 2 * 70 * 17 * 32 for small in found)
 
 
+@pytest.mark.parametrize('operator', probe.LAYOUTS)
+def test_what_stands_in_for_the_reference_on_the_longest_grids(operator, monkeypatch):
+    for call in calls(operator, (1, 3, 5), torch.float32):
+        tensors = call.inputs()
+        with torch.no_grad():
+            cotangent, _ = probe._arguments(call, tensors)
+            expected = probe._exact(call, cotangent, tensors)
+            monkeypatch.setattr(probe, '_LONGEST', 0)
+            for actual, right in zip(probe._exact(call, cotangent, tensors), expected, strict=True):
+                assert probe.relative_error(actual, right) < 1e-12
+            monkeypatch.undo()
+
+
 def test_a_gradient_of_zero_and_a_wrong_row_are_noticed():
     """The canary of every check: what is compared is told apart from nothing."""
     expected = torch.randn(500, 8, dtype=torch.float64)
