@@ -269,7 +269,8 @@ def _same(left: list, right: list) -> bool:
 def _exact(call: Call, cotangent, tensors) -> list[torch.Tensor]:
     """What the pass should give, by the reference in float64, on the CPU.
 
-    Its loop would need too much time and memory on the longest grids: there the `torch` backend stands in, in float64 as well.
+    Its loop would need too much time and memory on the longest grids: there the `torch` backend stands in, also in
+    float64.
     """
     exact = [None if t is None else t.detach().cpu().double() for t in tensors]
     layout = LAYOUTS[call.operator]
