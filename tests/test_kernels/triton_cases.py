@@ -16,6 +16,7 @@ from mmvmamba.kernels.testing import (
 from triton_runs import DEVICE, FLOAT32, INTERPRETED, MARKS, TOLERANCES
 
 triton_fwd = pytest.importorskip('mmvmamba.kernels.triton_fwd')
+triton_launch = pytest.importorskip('mmvmamba.kernels.triton_launch')
 
 GOLDEN_NAMES = {'u': 'u', 'delta': 'delta', 'A': 'A', 'Bs': 'B', 'Cs': 'C', 'Ds': 'D', 'delta_bias': 'delta_bias'}
 
@@ -362,3 +363,27 @@ def test_compiles_without_graph_break():
 def test_auto_leaves_the_interpreter_alone(monkeypatch):
     monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
     assert dispatch.choose('ss2d', 'auto', 'cpu') != 'triton'
+
+
+def test_nothing_kept_depends_on_values():
+    """What a first call leaves for the next one are plans: parameters changed in place count at once."""
+    arguments = norm_inputs(True, batch=1, height=3, width=4)
+    with torch.no_grad():
+        ss2d_norm(**arguments, backend='triton')
+        for value in arguments.values():
+            value.mul_(0.5)
+    check_like_input(ss2d_norm, arguments, FLOAT32)
+
+
+def test_a_recording_launches_nothing_and_spoils_nothing():
+    arguments = norm_inputs(True, batch=1, height=4, width=3)
+    with torch.no_grad():
+        with triton_launch.recording() as launches:
+            ss2d_norm(**arguments, backend='triton')
+        with triton_launch.recording(launching=True) as again:
+            y = ss2d_norm(**arguments, backend='triton')
+        assert torch.equal(y, ss2d_norm(**arguments, backend='triton'))
+    assert [launch.variant() for launch in launches] == [launch.variant() for launch in again]
+    assert [launch.variant()[1] for launch in launches][-1] == '_normalise'
+    assert not any(launch.misaligned for launch in launches)
+    check_like_input(ss2d_norm, arguments, FLOAT32)

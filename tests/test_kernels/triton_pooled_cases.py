@@ -13,6 +13,7 @@ from mmvmamba.kernels.testing import (
 from triton_runs import DEVICE, FLOAT32, INTERPRETED, MARKS, TOLERANCES
 
 triton_math = pytest.importorskip('mmvmamba.kernels.triton_math')
+triton_launch = pytest.importorskip('mmvmamba.kernels.triton_launch')
 triton_pool = pytest.importorskip('mmvmamba.kernels.pooled_scan.triton_pool')
 triton_gate = pytest.importorskip('mmvmamba.kernels.pooled_scan.triton_gate')
 
@@ -25,6 +26,7 @@ pytestmark = MARKS
 @pytest.fixture(autouse=True)
 def few_operations(request, monkeypatch):
     """The interpreter pays for programs and tiles rather than for numbers; `as_on_a_gpu` is for the sizes there."""
+    triton_launch.forget()  # plans that other sizes went into
     if INTERPRETED and 'as_on_a_gpu' not in request.node.name:
         monkeypatch.setattr(triton_math, 'PROGRAMS_OF_RUNS', 4)
         monkeypatch.setattr(triton_gate, 'U', 16)
