@@ -187,7 +187,9 @@ def serve() -> None:
         call = probe.Call.parse(values)
         here = machine(_device(call))
         if here != asked:
-            answer(dict(impossible=f'the process that checks kernels is on another machine: {here}, not {asked}'))
+            changed = {name: (value, here.get(name)) for name, value in asked.items() if here.get(name) != value}
+            reason = f'the process that checks kernels finds other things than this one: {changed}; start again if '
+            answer(dict(impossible=f'{reason}files were changed meanwhile'))
         else:
             answer(probe.check(call, plan).as_json())
         deadline[0] = time.monotonic() + IDLE
