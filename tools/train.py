@@ -51,19 +51,22 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def configure(arguments: argparse.Namespace):
     """The config with everything the command line says, checked, and what the log must say about it."""
-    notes = []
     cfg = launch.load_config(arguments.config, arguments.cfg_options)
     launch.task_of(cfg)
     launch.prepare(cfg, arguments.launcher, arguments.work_dir)
-    notes += launch.check_data(cfg, ('train', 'val'))
+    splits = ('train', 'val')
+    if not launch.data_exists(cfg, splits):
+        launch.check_data(cfg, splits)  # which says all that is wrong
     if arguments.amp:
         launch.enable_amp(cfg, arguments.amp)
     if arguments.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ValueError(f'--auto-scale-lr: {arguments.config} does not say auto_scale_lr.base_batch_size')
         cfg.auto_scale_lr.enable = True
-    notes += configure_weights(cfg, arguments)
-    return cfg, start.settle(cfg, arguments.from_scratch, arguments.trust_checkpoint) + notes
+    notes = configure_weights(cfg, arguments)
+    notes = start.settle(cfg, arguments.from_scratch, arguments.trust_checkpoint) + notes
+    # last, as reading large annotation files takes longest
+    return cfg, notes + launch.check_data(cfg, splits)
 
 
 def configure_weights(cfg, arguments: argparse.Namespace) -> list[str]:
