@@ -65,7 +65,9 @@ def architecture(state_dict: Tensors) -> str:
 
 
 # what wraps a module without being part of it
-_WRAPPERS = re.compile(r'^(module\.)+|\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.')
+_WRAPPERS = re.compile(
+    r'^((module|_orig_mod|_fsdp_wrapped_module)\.)+|\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.'
+)
 
 
 def unwrapped(name: str) -> str:
@@ -122,7 +124,7 @@ def clean(state_dict: Tensors) -> dict[str, torch.Tensor]:
 
     For a backbone's file without the rest that a classifier has; for a whole model's with `backbone.` and all the rest.
     """
-    state_dict = {name.removeprefix('module.'): value for name, value in state_dict.items()}
+    state_dict = {unwrapped(name): value for name, value in state_dict.items()}
     own = {name.removeprefix('backbone.'): v for name, v in state_dict.items() if name.startswith('backbone.')}
     whole = any(not name.startswith('backbone.') for name in state_dict) and bool(own)
     own = own or state_dict

@@ -17,6 +17,7 @@ VARIANTS = {
     'averaged alone': ('s1', lambda p: {'model_ema': p}),
     'state_dict_ema': ('v0', lambda p: {'state_dict': {k: v * 0 for k, v in p.items()}, 'state_dict_ema': p}),
     'compiled': ('s1', lambda p: {f'_orig_mod.{k}': v for k, v in p.items()}),
+    'compiled and distributed': ('s1', lambda p: {f'_orig_mod.module.{k}': v for k, v in p.items()}),
     'compiled inside': ('s1', lambda p: {f'module.backbone._orig_mod.{k}': v for k, v in p.items()}),
     'module prefix': ('s1', lambda p: {f'module.{k}': v for k, v in p.items()}),
     'detector': ('s1', lambda p: {'state_dict': with_heads(p, 'neck', 'rpn_head', 'roi_head'), 'meta': {'epoch': 12}}),
