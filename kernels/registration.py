@@ -18,11 +18,15 @@ _TAGS = (torch._C.Tag.pt2_compliant_tag, torch._C.Tag.needs_fixed_stride_order)
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None)))
 
 
-def _keys(*names) -> int:
+# What tells two sets of dispatch keys apart; in PyTorch 2.4 they have no number, only a name.
+_identity = getattr(torch._C.DispatchKeySet, 'raw_repr', repr)
+
+
+def _keys(*names):
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, names[0]))
     for name in names[1:]:
         keys = keys | torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name))
-    return keys.raw_repr()
+    return _identity(keys)
 
 
 _QUIET = frozenset((_keys('BackendSelect', 'ADInplaceOrView'), _keys('BackendSelect')))  # the latter in inference mode
@@ -66,7 +70,7 @@ class CustomOperator:
         keeps: bool = False,
     ):
         self.name = name or implementations.name
-        self._implementations = implementations
+        self._implementations, self._loaded = implementations, {}
         self._forward, self._backward, self._keeps = forward, backward, keeps
         self._count = count = tensors.count(',') + 1
         arguments = ', '.join(filter(None, (tensors, options, 'str backend')))
@@ -105,7 +109,10 @@ class CustomOperator:
                 if len(_resolved) >= _MOST:
                     forget()
                 _resolved[key] = backend
-        return self._implementations.load(backend)
+        module = self._loaded.get(backend)
+        if module is None:
+            module = self._loaded[backend] = self._implementations.load(backend)
+        return module
 
     def _run(self, *arguments):
         *arguments, backend = arguments
@@ -178,7 +185,7 @@ def _is_plain(tensors) -> bool:
     Modes and transforms of PyTorch's announce themselves in the thread's set of dispatch keys, but not all of them.
     """
     return (
-        torch._C._dispatch_tls_local_include_set().raw_repr() in _QUIET
+        _identity(torch._C._dispatch_tls_local_include_set()) in _QUIET
         and forward_ad._current_level < 0
         and not torch.autograd._profiler_enabled()
         and not torch.jit.is_tracing()
@@ -257,10 +264,10 @@ def _differentiable(operator: CustomOperator, direct: bool = False) -> type:
         grads = gradients.as_autograd(run(dy.contiguous(), *saved, *ctx.options), tensors)
         return *before, *grads, *behind
 
-    name = f'{operator.name}_function'
-    # the base of torch.autograd.Function knows nothing of torch.func, whose transforms the dispatcher has applied
-    base = torch.autograd.Function if direct else torch.autograd.function._SingleLevelFunction
-    return type(name, (base,), dict(forward=staticmethod(forward), backward=staticmethod(backward)))
+    # the base of torch.autograd.Function knows nothing of torch.func: there is none, or the dispatcher has applied it
+    base = torch.autograd.function._SingleLevelFunction
+    functions = dict(forward=staticmethod(forward), backward=staticmethod(backward))
+    return type(f'{operator.name}_function', (base,), functions)
 
 
 class _Refusal(torch.autograd.function._SingleLevelFunction):

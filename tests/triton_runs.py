@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from mmvmamba.kernels import dispatch
 from mmvmamba.kernels.testing import TOLERANCE
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
@@ -18,3 +19,8 @@ MARKS = [
     pytest.mark.usefixtures('poisoned_buffers', 'quick_interpreter'),
 ]
 """For every file of such tests: `pytestmark = MARKS`."""
+
+
+def triton_of_the_kernels():
+    """The package triton; a test is skipped where it is missing, or older than the kernels need."""
+    return pytest.importorskip('triton', minversion='.'.join(map(str, dispatch.OLDEST_TRITON)))

@@ -142,13 +142,13 @@ class Build:
             raise self.shell.failure(f'{compiler} compiles a small program', output, ADVICE)
         return compiler
 
-    def flags(self, source: Path, variables: dict[str, str]) -> tuple[list[str], list[str]]:
+    def flags(self, source: Path) -> tuple[list[str], list[str]]:
         """The compiler and its flags for mmcv's C++ files, as torch writes them for a build of one file."""
         folder = self.work / 'one_file'
         folder.mkdir(exist_ok=True)
         (folder / 'probe.cpp').write_text('int probe;\n')
         command = [sys.executable, '-c', ONE_FILE, str(folder / 'probe.cpp'), str(folder)]
-        self.shell.run(command, cwd=source, env={**os.environ, **variables})
+        self.shell.run(command, cwd=source, env=self.variables())
         written = dict(
             line.split(' = ', 1) for line in (folder / 'build.ninja').read_text().splitlines() if ' = ' in line
         )
@@ -158,7 +158,7 @@ class Build:
         """Compile PyTorch's headers ahead; returns the flags that use them, none where that does not work."""
         header = self.work / 'pytorch.h'
         try:
-            compiler, flags = self.flags(source, {'CFLAGS': self.cflags(NO_DEBUG)})
+            compiler, flags = self.flags(source)
             version = subprocess.run([*compiler, '--version'], capture_output=True, text=True).stdout
             clang = 'clang' in version
             compiled = header.with_suffix('.h.pch' if clang else '.h.gch')
@@ -175,15 +175,22 @@ class Build:
                 log.write(f'no precompiled header: {error!r}\n')
         return ''
 
-    def cflags(self, *more: str) -> str:
-        return ' '.join(filter(None, (os.environ.get('CFLAGS'), *more)))
+    @staticmethod
+    def variables(use: str = '') -> dict[str, str]:
+        """The environment of a compilation: no debug information, and what `precompile` returned.
+
+        CPPFLAGS are added to the flags that Python was built with, by every setuptools; newer ones let CFLAGS replace
+        them, the optimisation among them.
+        """
+        flags = filter(None, (os.environ.get('CPPFLAGS'), NO_DEBUG, use))
+        return {**os.environ, 'CPPFLAGS': ' '.join(flags)}
 
     def compile(self, source: Path, use: str, line: Line) -> Path:
         """Build the wheel; what an earlier build compiled is not compiled again."""
         torch = installed_torch()
         cuda = torch.cuda.is_available() or os.environ.get('FORCE_CUDA') == '1'
         number = os.environ.get('MAX_JOBS') or str(jobs(memory(), cores(), cuda))
-        variables = {**os.environ, 'MAX_JOBS': number, 'CFLAGS': self.cflags(NO_DEBUG, use)}
+        variables = {**self.variables(use), 'MAX_JOBS': number}
         out = self.work / 'wheel'
         shutil.rmtree(out, ignore_errors=True)
 

@@ -25,7 +25,7 @@ FAMILIES = {cls.family: cls for cls in (VMamba, FastVim)}
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('source', metavar='IN', help='checkpoint file or URL')
+    parser.add_argument('source', metavar='IN', help='checkpoint file, URL, or mmvmamba://NAME')
     parser.add_argument('out', metavar='OUT', type=Path, help='folder, or file name ending in .safetensors or .pth')
     parser.add_argument('--arch', help='architecture of the backbone (default: as the shapes tell)')
     parser.add_argument(

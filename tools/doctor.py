@@ -8,6 +8,7 @@ import importlib
 import importlib.metadata
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -133,10 +134,24 @@ def check_package(name: str) -> Finding:
         return Finding(name, PROBLEM if needed else NOTE, f'{distribution} {version} does not import: {error!r}', fix)
     if name == 'triton' and tuple(int(part) for part in version.split('.')[:2]) < OLDEST_TRITON:
         return old_triton(version)
+    if name == 'triton' and version != (own := torchs_own_triton() or version):
+        return Finding(
+            name, NOTE, f'triton {version}; torch asks for {own}, without which torch.compile fails on a GPU'
+        )
     tested = tested_versions().get(distribution)
     if tested and version.split('+')[0] != tested:
         return Finding(name, NOTE, f'{distribution} {version} (other than tested: {tested})')
     return Finding(name, OK, f'{distribution} {version}')
+
+
+def torchs_own_triton() -> str | None:
+    """The version of Triton that the installed torch requires; None where it requires none, as CPU builds do."""
+    try:
+        required = importlib.metadata.requires('torch') or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    found = (re.match(r'triton\s*\(?\s*==\s*([\w.]+)', line) for line in required)
+    return next((match.group(1) for match in found if match), None)
 
 
 def old_triton(version: str) -> Finding:

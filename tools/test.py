@@ -2,6 +2,7 @@
 
 Examples:
     python tools/test.py configs/maskrcnn_vmamba_t.py work_dirs/maskrcnn_vmamba_t/epoch_12.pth
+    python tools/test.py configs/maskrcnn_vmamba_t.py mmvmamba://maskrcnn_vmamba_t
     python tools/test.py configs/upernet_vmamba_t.py CHECKPOINT --tta --show-dir pictures
 """
 
@@ -20,7 +21,7 @@ from mmvmamba.engine import launch
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', metavar='CONFIG', help='config file')
-    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file, or mmvmamba://NAME')
     parser.add_argument('--work-dir', help='where logs and metrics go (default: work_dirs/<name of the config>)')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation: several scales and flips, merged')
     parser.add_argument(

@@ -4,7 +4,7 @@ Examples:
     python tools/train.py configs/maskrcnn_vmamba_t.py
     python tools/train.py configs/upernet_vmamba_t.py --amp --work-dir work_dirs/first_try --resume
     python tools/train.py configs/maskrcnn_vmamba_t.py --cfg-options model.backbone.init_cfg.checkpoint=vmamba_t.pth
-    python tools/train.py my_classes.py --fresh-heads --cfg-options load_from=work_dirs/coco/epoch_12.pth
+    python tools/train.py my_classes.py --fresh-heads --cfg-options load_from=mmvmamba://maskrcnn_vmamba_t
 
 The published recipes start from their authors' ImageNet weights, downloaded once; --from-scratch does without.
 """
@@ -63,7 +63,7 @@ def configure(arguments: argparse.Namespace):
             raise ValueError(f'--auto-scale-lr: {arguments.config} does not say auto_scale_lr.base_batch_size')
         cfg.auto_scale_lr.enable = True
     notes += configure_weights(cfg, arguments)
-    return cfg, notes + start.settle(cfg, arguments.from_scratch, arguments.trust_checkpoint)
+    return cfg, start.settle(cfg, arguments.from_scratch, arguments.trust_checkpoint) + notes
 
 
 def configure_weights(cfg, arguments: argparse.Namespace) -> list[str]:

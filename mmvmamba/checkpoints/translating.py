@@ -119,27 +119,6 @@ def translate(state_dict: Tensors, family: Family, expected: Tensors):
     return fitted, dropped, fresh
 
 
-def clean(state_dict: Tensors) -> dict[str, torch.Tensor]:
-    """Published names into ours where no model is at hand: without prefixes of wrappers, linears as such.
-
-    For a backbone's file without the rest that a classifier has; for a whole model's with `backbone.` and all the rest.
-    """
-    state_dict = {unwrapped(name): value for name, value in state_dict.items()}
-    own = {name.removeprefix('backbone.'): v for name, v in state_dict.items() if name.startswith('backbone.')}
-    whole = any(not name.startswith('backbone.') for name in state_dict) and bool(own)
-    own = own or state_dict
-    family, _, _ = identify(own)
-    if family is None:
-        return state_dict
-    own = {
-        name: value[..., 0, 0] if value.ndim == 4 and value.shape[-2:] == (1, 1) else value  # no backbone has such
-        for name, value in family.translate(own, {}).items()
-        if not name.startswith(_HEADS) and name != 'cls_token'
-    }
-    rest = {name: value for name, value in state_dict.items() if not name.startswith('backbone.')} if whole else {}
-    return {**{f'backbone.{name}': value for name, value in own.items()}, **rest} if whole else own
-
-
 _HEADS = ('classifier.', 'head.', 'norm.', 'norm_f.')
 
 

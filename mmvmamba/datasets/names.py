@@ -121,7 +121,7 @@ def _hint(missing: list[str], categories: list[str]) -> str:
     same = [folded[_folded(name)] for name in missing if _folded(name) in folded]
     if same:
         return f' (but {shorten(map(repr, same), 10)}: case, spaces or hyphens differ)'
-    near = [one for name in missing for one in difflib.get_close_matches(name, categories, 1)]
+    near = dict.fromkeys(one for name in missing for one in difflib.get_close_matches(name, categories, 1))
     return f' (but {shorten(map(repr, near))})' if near else ''
 
 

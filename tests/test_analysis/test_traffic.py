@@ -7,10 +7,11 @@ import textwrap
 
 import numpy as np
 import pytest
+from triton_runs import triton_of_the_kernels
 
 from mmvmamba.analysis.traffic import Traffic, counting
 
-pytest.importorskip('triton')
+triton_of_the_kernels()
 
 
 def in_interpreter(code, folder):

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmvmamba.kernels import dispatch
 from mmvmamba.kernels.testing import pooled_scan_inputs, ss2d_inputs
 from tool_runs import ROOT, load_tool
+from triton_runs import triton_of_the_kernels
 
-triton = pytest.importorskip('triton', minversion='.'.join(map(str, dispatch.OLDEST_TRITON)))
+triton = triton_of_the_kernels()
 
 PINNED = re.search(r'^triton==(\S+)', (ROOT / 'tools/constraints.txt').read_text(), re.MULTILINE)[1]
 CASES = sorted(Path(__file__).parent.glob('triton*_cases.py'))

@@ -107,6 +107,17 @@ def test_old_triton_comes_with_the_command_and_its_price(installed):
     assert 'torch.compile' in found.fix
 
 
+@pytest.mark.parametrize(
+    'line', ['triton==3.0.0; platform_system == "Linux"', 'triton (==3.0.0) ; python_version < "3.13"']
+)
+def test_newer_triton_beside_an_old_torch_is_said(line, installed, monkeypatch):
+    requires = ['filelock', line]
+    monkeypatch.setattr(doctor.importlib.metadata, 'requires', lambda name: requires)
+    found = installed({**ORIGINALS, 'torch': '2.4.1', 'triton': '3.6.0'})['triton']
+    assert 'torch asks for 3.0.0' in found.detail
+    assert 'torch.compile' in found.detail
+
+
 def test_oldest_triton_is_the_one_that_the_kernels_need():
     assert doctor.OLDEST_TRITON == OLDEST_TRITON
 

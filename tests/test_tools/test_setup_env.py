@@ -6,9 +6,12 @@ pip, compiler and torch are stand-ins: the set-up itself runs before any test ca
 import io
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 
@@ -318,8 +321,30 @@ def test_headers_ahead_are_used_only_where_the_compiler_takes_them(name, make, t
     compiler.write_text(COMPILER.format(name=name, make=make, take=take))
     compiler.chmod(0o755)
     build = build_mmcv.Build('onedl-mmcv==2.3.6', tmp_path, setup_env.Shell(tmp_path / 'log'), None)
-    monkeypatch.setattr(build, 'flags', lambda source, variables: ([str(compiler)], ['-O3']))
+    monkeypatch.setattr(build, 'flags', lambda source: ([str(compiler)], ['-O3']))
     assert build.precompile(tmp_path).split(' ')[0] == used
+
+
+SETUP = """
+from setuptools import setup
+from torch.utils.cpp_extension import BuildExtension, CppExtension
+options = dict(define_macros=[('MMCV_WITH_X', None)], extra_compile_args={'cxx': ['-std=c++17']})
+ops = CppExtension('mmcv._ext', ['absent.cpp'], **options)
+setup(name='mmcv', ext_modules=[ops], cmdclass={'build_ext': BuildExtension})
+"""
+
+
+@posix
+@pytest.mark.skipif(shutil.which('c++') is None, reason='needs a C++ compiler')
+def test_flags_are_those_of_the_build_at_its_own_optimisation(tmp_path, monkeypatch):
+    monkeypatch.delenv('CPPFLAGS', raising=False)
+    (tmp_path / 'setup.py').write_text(SETUP)
+    build = build_mmcv.Build('onedl-mmcv==2.3.6', tmp_path, setup_env.Shell(tmp_path / 'log'), None)
+    _, flags = build.flags(tmp_path)
+    assert {'-std=c++17', '-DMMCV_WITH_X', '-DTORCH_EXTENSION_NAME=_ext'} <= set(flags)
+    of_python = shlex.split(sysconfig.get_config_var('CFLAGS'))
+    assert [flag for flag in flags if flag.startswith('-O')] == [flag for flag in of_python if flag.startswith('-O')]
+    assert [flag for flag in flags if flag.startswith('-g')][-1] == '-g0'
 
 
 def test_flags_that_torch_does_not_write_mean_the_plain_build(tmp_path):

@@ -12,7 +12,6 @@ import torch
 from mmengine.logging import print_log
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from mmvmamba import checkpoints
 from mmvmamba.kernels.dispatch import BACKENDS
@@ -23,6 +22,7 @@ from ..arguments import architecture, check_choice, check_image, check_out_indic
 from ..layers.drop_path import DropPath
 from ..layers.pooled_mixer import PooledMixer
 from ..layers.positions import resize_positions
+from ..layers.recompute import recomputed
 from .base import BaseBackbone
 
 _COMMON = dict(d_state=16, expand=2, d_conv=4, dt_rank='auto', patch_size=16, drop_path_rate=0.0)
@@ -212,10 +212,8 @@ class FastVim(BaseBackbone):
         hidden = hidden + resize_positions(self.pos_embed, self.grid, hidden.shape[1:3])
         outs = []
         for i, block in enumerate(self.layers):
-            if self.with_cp and hidden.requires_grad:
-                hidden, residual = checkpoint(block, hidden, residual, use_reentrant=False)
-            else:
-                hidden, residual = block(hidden, residual)
+            inputs = (hidden, residual)
+            hidden, residual = recomputed(block, *inputs) if self.with_cp else block(*inputs)
             if i in self.out_indices:
                 # a copy: mmcv's RoIAlign reads memory as channels first whatever the strides say
                 out = getattr(self, f'outnorm_{len(outs)}')(hidden)
