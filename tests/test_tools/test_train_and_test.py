@@ -332,3 +332,5 @@ def test_a_config_may_say_resume_and_fresh_heads(trained):
     assert configured(load_from=newest).resume is False
     hooks = configured(fresh_heads=True, custom_hooks=[dict(type='mmvmamba.StrictLoading')]).custom_hooks
     assert hooks == [dict(type='mmvmamba.StrictLoading', fresh_heads=True)]
+    with pytest.raises(ValueError, match='--fresh-heads: the config has no load_from'):
+        tool.configure_weights(Config(dict(model={})), tool.parse_arguments(['config.py', '--fresh-heads']))
