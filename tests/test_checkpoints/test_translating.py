@@ -136,3 +136,12 @@ def test_each_family_takes_the_entry_that_its_published_readers_take(golden, fas
     assert checkpoints.load(content, model).container == 'state_dict_ema'
     checkpoints.load(content, model, container='state_dict')
     assert torch.equal(model.pos_embed, parameters['pos_embed'] + 1)
+
+
+def test_fitting_needs_no_memory_for_the_model(fastvim):
+    parameters, _, build = fastvim
+    with torch.device('meta'):
+        model = build()
+    file = {name: value for name, value in parameters.items() if not name.endswith('.norm.bias')}
+    fitted, _ = checkpoints.fit(file, model, 'file')
+    assert {value.device.type for value in fitted.values()} == {'cpu'}
