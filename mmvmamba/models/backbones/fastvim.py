@@ -229,7 +229,7 @@ def _translate(state_dict, expected) -> dict[str, torch.Tensor]:
     translated = dict(state_dict)
     for name, value in expected.items():
         if re.fullmatch(r'layers\.\d+\.norm\.bias', name) and name not in translated:
-            translated[name] = torch.zeros_like(value)
+            translated[name] = torch.zeros(value.shape, dtype=value.dtype)  # whatever device the model is on
     if 'cls_token' in state_dict and not any(_SCAN_NORM in name for name in state_dict):
         # its authors' classifiers have no norm behind the scan; the published detector gave them a fresh one
         fresh = {name: value for name, value in expected.items() if _SCAN_NORM in name}
