@@ -4,6 +4,44 @@ import torch
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None)))
+_MOST = 10_000
+_passed: set[tuple] = set()  # at most so many; a training run on images of all sizes has thousands
+
+
+def case_of(operator: str, tensors, *options) -> tuple | None:
+    """All that the checks of a call look at, to make them once; None where they must be made again.
+
+    That is where sizes are symbols (in a compiler, exporter or trace), or where something is no plain tensor.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not _PLAIN.issuperset(map(type, tensors)):
+        return None
+    case = (operator, options, *[None if t is None else (t.shape, t.dtype, t.device) for t in tensors])
+    try:
+        hash(case)
+    except TypeError:  # an option of another kind than any that is expected
+        return None
+    return case
+
+
+def has_passed(case: tuple | None) -> bool:
+    """Whether a call like this one was checked before."""
+    return case is not None and case in _passed  # without a look at the set compilers put no guard on it
+
+
+def note_passed(case: tuple | None) -> None:
+    """Spare the next call like this one its checks."""
+    if case is not None:
+        if len(_passed) >= _MOST:
+            _passed.clear()
+        _passed.add(case)
+
+
+def check_number(operator: str, name: str, value) -> None:
+    """Refuse what is no number."""
+    if not torch.compiler.is_compiling() and not isinstance(value, (int, float)):
+        raise TypeError(f'{operator}: {name} must be a number, got {type(value).__name__}')
+
 
 def check_tensor(operator: str, name: str, value, ndim: int | tuple[int, ...], layout: str) -> None:
     """Refuse what is no floating point tensor with one of the numbers of dimensions `ndim`."""
@@ -53,11 +91,10 @@ def check_parameter_dtype(operator: str, first: str, like: torch.Tensor, **param
     Under autocast activations are half precision and parameters float32, so both must be welcome together;
     float64 is all or nothing, else a gradient check would silently run in float32.
     """
+    welcome = [like.dtype] if like.dtype in (torch.float32, torch.float64) else [like.dtype, torch.float32]
     for name, value in parameters.items():
-        if value is None or value.dtype == like.dtype:
-            continue
-        if value.dtype != torch.float32 or like.dtype == torch.float64:
-            expected = like.dtype if like.dtype == torch.float64 else f'{like.dtype} or torch.float32'
+        if value is not None and value.dtype not in welcome:
+            expected = ' or '.join(map(str, welcome))
             raise TypeError(
                 f'{operator}: {name} has dtype {value.dtype}; expected {expected} as {first} is {like.dtype}'
             )

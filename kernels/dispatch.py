@@ -1,5 +1,6 @@
 """Which implementation of an operator runs on a device, and in words why another one cannot."""
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -153,4 +154,9 @@ def _fastest(operator: str, device_type: str, dtype: torch.dtype) -> str:
 
 def full_precision(device: torch.device):
     """Context in which autocast leaves the operators' own arithmetic alone: state and sums stay float32."""
-    return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext() if device.type == 'meta' else torch.autocast(device.type, enabled=False)
+
+
+def autocasts(device: torch.device) -> bool:
+    """Whether PyTorch converts what its own operators get on this device; it has no answer for meta tensors."""
+    return device.type != 'meta' and torch.is_autocast_enabled(device.type)

@@ -70,7 +70,7 @@ class CustomOperator:
         keeps: bool = False,
     ):
         self.name = name or implementations.name
-        self._implementations = implementations
+        self._implementations, self._loaded = implementations, {}
         self._forward, self._backward, self._keeps = forward, backward, keeps
         self._count = count = tensors.count(',') + 1
         arguments = ', '.join(filter(None, (tensors, options, 'str backend')))
@@ -109,7 +109,10 @@ class CustomOperator:
                 if len(_resolved) >= _MOST:
                     forget()
                 _resolved[key] = backend
-        return self._implementations.load(backend)
+        module = self._loaded.get(backend)
+        if module is None:
+            module = self._loaded[backend] = self._implementations.load(backend)
+        return module
 
     def _run(self, *arguments):
         *arguments, backend = arguments
@@ -261,10 +264,10 @@ def _differentiable(operator: CustomOperator, direct: bool = False) -> type:
         grads = gradients.as_autograd(run(dy.contiguous(), *saved, *ctx.options), tensors)
         return *before, *grads, *behind
 
-    name = f'{operator.name}_function'
-    # the base of torch.autograd.Function knows nothing of torch.func, whose transforms the dispatcher has applied
-    base = torch.autograd.Function if direct else torch.autograd.function._SingleLevelFunction
-    return type(name, (base,), dict(forward=staticmethod(forward), backward=staticmethod(backward)))
+    # the base of torch.autograd.Function knows nothing of torch.func: there is none, or the dispatcher has applied it
+    base = torch.autograd.function._SingleLevelFunction
+    functions = dict(forward=staticmethod(forward), backward=staticmethod(backward))
+    return type(f'{operator.name}_function', (base,), functions)
 
 
 class _Refusal(torch.autograd.function._SingleLevelFunction):

@@ -37,6 +37,7 @@ from .triton_math import (
     pixels_of,
     rounded,
     row_pointers,
+    separate_product,
     step_rows,
     store_tile,
     times_slope,
@@ -76,7 +77,7 @@ class Gradients(NamedTuple):
 @triton.jit
 def _differentiate_state(
     p_A, p_B, p_dB, p_tile, p_state, passed, offsets, m_d, m_t, u, uxs, gs, adjoint, along_B, along_A,
-    N: tl.constexpr, CHUNKED: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, EXACT: tl.constexpr,
+    N: tl.constexpr, CHUNKED: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, FAST: tl.constexpr, EXACT: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write dB and dC of a state; its adjoint before a tile, dA, and what it adds to `along_B` and `along_A`.
@@ -106,8 +107,8 @@ def _differentiate_state(
         adjoint = tl.exp2(A * u[i]) * dh
         da = adjoint * hs[i]
         dA += da * u[i]
-        back_dC = back_dC + (gs[i] * hs[i + 1],)
-        back_dB = back_dB + (dh * uxs[i],)
+        back_dC = back_dC + (separate_product(gs[i], hs[i + 1], FAST and EXACT),)
+        back_dB = back_dB + (separate_product(dh, uxs[i], FAST and EXACT),)
         if N == 1:
             back_B = back_B + (dh * Bs[i],)
             back_A = back_A + (da * A_ln2,)
@@ -191,7 +192,7 @@ def _differentiate_tile(
             adjoint, dA, along_B, along_A = _differentiate_state(
                 p_A + n, p_projected + (R + n), p_dprojected + (R + n), p_tile + n * D, p_state + n * D, passed,
                 pixel * KC, m_d, m_t, u, uxs, gs, adjoints[n], along_B, along_A,
-                N, CHUNKED, BT, BD, EXACT, OPERAND, PRECISION,
+                N, CHUNKED, BT, BD, FAST, EXACT, OPERAND, PRECISION,
             )  # fmt: skip
             new_adjoints = new_adjoints + (adjoint,)
             new_dAs = new_dAs + (dAs[n] + dA,)
@@ -203,7 +204,7 @@ def _differentiate_tile(
             adjoint, dA, along_B, along_A = _differentiate_state(
                 p_A + n, p_projected + (R + n), p_dprojected + (R + n), p_tile + n * D, p_state + n * D, passed,
                 pixel * KC, m_d, m_t, u, uxs, gs, adjoint, along_B, along_A,
-                N, CHUNKED, BT, BD, EXACT, OPERAND, PRECISION,
+                N, CHUNKED, BT, BD, FAST, EXACT, OPERAND, PRECISION,
             )  # fmt: skip
             tl.store(p_adjoint + n * D, adjoint, mask=m_d)
             tl.store(p_dA + n * D, tl.load(p_dA + n * D, mask=m_d, other=0.0) + dA, mask=m_d)
@@ -373,7 +374,7 @@ def _plan(form: Form, dtypes: tuple[torch.dtype, torch.dtype], machine: tuple[in
             programs * chunks,
             **dict(CHUNKED=cut, BD=block, VECTOR=1, num_warps=block // 32, num_stages=1, **shared),
         ),
-        collect=collecting(count, channels, states, rank),
+        collect=collecting(count, channels, states, 2, rank),
         numbers=(batch, length, *form.grid, chunk, chunks),
     )
 
@@ -397,7 +398,7 @@ def scan_backward(walks: Walks, dy: torch.Tensor, dtype: torch.dtype, projected_
     tile_states = x.new_empty(plan.tile_states, dtype=torch.float32)
     dx = x.new_empty(plan.dx, dtype=dtype)
     dprojected, dready, dweight, sums = map(empty, (plan.dprojected, plan.dready, plan.dweight, plan.sums))
-    parameters = tuple(empty(t.shape) for t in (walks.A, walks.skip, walks.bias, walks.weight))
+    parameters = tuple(empty(shape) for shape in (walks.A.shape, (2, *walks.skip.shape), walks.weight.shape))
     if form.batch:
         tile_sums, chunk_sums, entering, adjoints = map(
             empty, (plan.tile_sums, plan.chunk_sums, plan.chunk_states, plan.chunk_states)
@@ -420,5 +421,5 @@ def scan_backward(walks: Walks, dy: torch.Tensor, dtype: torch.dtype, projected_
         dprojected = add_up(dprojected, projected_dtype)
     else:
         dprojected = dprojected[0]
-    dA, dskip, dbias, dweights = parameters
+    dA, (dskip, dbias), dweights = parameters
     return Gradients(dx, dprojected, dready if form.ready else None, dweights, dbias, dskip, dA)

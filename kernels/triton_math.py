@@ -181,6 +181,19 @@ def times_slope(gradient, u, SOFTPLUS: tl.constexpr, EXACT: tl.constexpr):
 
 
 @triton.jit
+def separate_product(x, y, FAST: tl.constexpr):
+    """A product that is rounded before anything is added to it.
+
+    Lanes that add up each other's numbers fuse each its own product into the first sum if they may, and end with sums
+    that differ in the last bit.
+    """
+    if FAST:
+        return tl.inline_asm_elementwise('mul.rn.f32 $0, $1, $2;', '=f,f,f', [x, y], tl.float32, is_pure=True, pack=1)
+    else:
+        return x * y
+
+
+@triton.jit
 def silu(x):
     """x times its sigmoid."""
     return x * sigmoid(x)

@@ -29,36 +29,39 @@ def _add_up(p_parts, p_more, p_y, size, COUNT: tl.constexpr, MORE: tl.constexpr,
 
 @triton.jit(do_not_specialize=['rows'])
 def _collect(
-    p_sums, p_dweight, p_dA, p_dskip, p_dbias, p_dweights, rows, K: tl.constexpr, D: tl.constexpr, N: tl.constexpr,
-    R: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
+    p_sums, p_others, p_columns, p_rows, p_other_columns, rows, K: tl.constexpr, D: tl.constexpr, C: tl.constexpr,
+    E: tl.constexpr, R: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of parameters from `sums (rows, K, N + 2, D)`, the states', skip, bias, and `dweight (rows, K, R, D)`.
+    """Add up `sums (rows, K, C + E, D)` and `others (rows, K, R, D)`; a program adds up one of the C + E + R columns.
 
-    To `dA (K, D, N)`, `dskip (K, D)`, `dbias (K, D)`, `dweights (K, D, R)`. A program adds up one of them.
+    To `columns (K, D, C)`, `rows (E, K, D)` and `other_columns (K, D, R)`.
     """
     BLOCKS: tl.constexpr = tl.cdiv(D, BD)
     i = tl.program_id(0)
     o_d = i % BLOCKS * BD + tl.arange(0, BD)
     m_d = o_d < D
-    column = i // BLOCKS % (N + 2 + R)
-    i_k = i // BLOCKS // (N + 2 + R)
-    of_weight = column >= N + 2
-    width = tl.where(of_weight, R, N + 2).to(tl.int64)
-    column = tl.where(of_weight, column - (N + 2), column)
+    column = i // BLOCKS % (C + E + R)
+    i_k = i // BLOCKS // (C + E + R)
+    is_other = column >= C + E
+    width = tl.where(is_other, R, C + E).to(tl.int64)
+    column = tl.where(is_other, column - (C + E), column)
     o_r = tl.arange(0, BR)
     offset = (o_r[:, None] * (K * width) + i_k * width + column) * D + o_d[None, :]
     total = tl.zeros((BR, BD), tl.float32)
     for row in range(0, rows, BR):
         mask = (row + o_r < rows)[:, None] & m_d[None, :]
         o = offset + row * (K * width) * D
-        total += tl.load(p_sums + o, mask=mask & (not of_weight), other=0.0)
-        total += tl.load(p_dweight + o, mask=mask & of_weight, other=0.0)
+        total += tl.load(p_sums + o, mask=mask & (is_other == 0), other=0.0)
+        if R > 0:
+            total += tl.load(p_others + o, mask=mask & is_other, other=0.0)
     total = tl.sum(total, axis=0)
     o_kd = i_k * D + o_d
-    tl.store(p_dweights + o_kd * R + column, total, mask=m_d & of_weight)
-    tl.store(p_dA + o_kd * N + column, total, mask=m_d & (not of_weight) & (column < N))
-    tl.store(p_dskip + o_kd, total, mask=m_d & (not of_weight) & (column == N))
-    tl.store(p_dbias + o_kd, total, mask=m_d & (not of_weight) & (column == N + 1))
+    if C > 0:
+        tl.store(p_columns + o_kd * C + column, total, mask=m_d & (is_other == 0) & (column < C))
+    if E > 0:
+        tl.store(p_rows + (column - C) * (K * D) + o_kd, total, mask=m_d & (is_other == 0) & (column >= C))
+    if R > 0:
+        tl.store(p_other_columns + o_kd * R + column, total, mask=m_d & is_other)
 
 
 @planned
@@ -78,7 +81,8 @@ def add_up(parts: torch.Tensor, dtype: torch.dtype, more: torch.Tensor | None = 
     return y
 
 
-def collecting(count: int, channels: int, states: int, rank: int) -> Launch:
-    """`_collect`, called with its tensors and the number of rows."""
-    grid = count * (states + 2 + rank) * triton.cdiv(channels, _CHANNELS)
-    return Launch(_collect, grid, K=count, D=channels, N=states, R=rank, BR=_ROWS, BD=_CHANNELS, num_warps=4)
+def collecting(count: int, channels: int, columns: int, rows: int, others: int = 0) -> Launch:
+    """`_collect`, called with its tensors (any where there is nothing) and the number of rows to add up."""
+    grid = count * (columns + rows + others) * triton.cdiv(channels, _CHANNELS)
+    sizes = dict(K=count, D=channels, C=columns, E=rows, R=others)
+    return Launch(_collect, grid, **sizes, BR=_ROWS, BD=_CHANNELS, num_warps=4)

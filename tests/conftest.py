@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,32 @@ def interpreters(request, tmp_path_factory):
     for process, _ in running.values():
         process.kill()
         process.wait()
+
+
+@pytest.fixture(scope='session')
+def wheel(tmp_path_factory):
+    out = tmp_path_factory.mktemp('wheel')
+    command = [
+        sys.executable,
+        '-m',
+        'pip',
+        'wheel',
+        '--no-deps',
+        '--no-build-isolation',
+        '-q',
+        '-w',
+        str(out),
+        str(Path(__file__).resolve().parents[1]),
+    ]
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    (path,) = out.glob('*.whl')
+    return path
+
+
+@pytest.fixture(scope='session')
+def site(wheel, tmp_path_factory):
+    """A folder with the wheel's content alone, put before the editable install of this environment."""
+    folder = tmp_path_factory.mktemp('site')
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder

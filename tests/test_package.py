@@ -12,35 +12,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope='module')
-def wheel(tmp_path_factory):
-    out = tmp_path_factory.mktemp('wheel')
-    command = [
-        sys.executable,
-        '-m',
-        'pip',
-        'wheel',
-        '--no-deps',
-        '--no-build-isolation',
-        '-q',
-        '-w',
-        str(out),
-        str(ROOT),
-    ]
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-    (path,) = out.glob('*.whl')
-    return path
-
-
-@pytest.fixture(scope='module')
-def site(wheel, tmp_path_factory):
-    """A folder with the wheel's content alone, put before the editable install of this environment."""
-    folder = tmp_path_factory.mktemp('site')
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder)
-    return folder
-
-
 def run(code, cwd, site=''):
     """Run Python code in `cwd`; modules of the folder `site` come first."""
     environment = {**os.environ, 'PYTHONPATH': str(site)}

@@ -13,6 +13,7 @@ Examples:
 
 import argparse
 import sys
+import time
 
 from mmengine.config import DictAction
 
@@ -47,8 +48,10 @@ def main(argv: list[str] | None = None) -> int:
     except (FileNotFoundError, ValueError) as error:
         print(f'check_data.py: {error}', file=sys.stderr)
         return 2
+    start = time.process_time()
     report = audit.audit(cfg, tuple(arguments.split), arguments.samples)
-    print('\n'.join([*report.lines(), report.summary()]))
+    seconds = time.process_time() - start
+    print('\n'.join([*report.lines(), f'{report.summary()} ({seconds:.1f} s of processor time)']))
     return 2 if report.of('error') else int(bool(report.of('warning')))
 
 

@@ -1,7 +1,7 @@
 """Turn published weights into a file that every loader understands: our names, nothing but parameters.
 
-IN may be anything that `mmvmamba.checkpoints.load` takes: a classifier, a detector or a segmentor, with averaged
-weights or without, old names, a URL. OUT is a folder or a file name; the file's name gets a hash of its content.
+IN may be anything that `mmvmamba.checkpoints.load` takes: a classifier, a detector or a segmentor, old names, a URL.
+OUT is a folder or a file name; the file's name gets a hash of its content.
 
 Examples:
     python tools/convert_checkpoint.py vssm1_tiny_0230s_ckpt_epoch_264.pth weights/vmamba_tiny_s1l8.safetensors
@@ -25,14 +25,19 @@ FAMILIES = {cls.family: cls for cls in (VMamba, FastVim)}
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('source', metavar='IN', help='checkpoint file or URL')
+    parser.add_argument('source', metavar='IN', help='checkpoint file, URL, or mmvmamba://NAME')
     parser.add_argument('out', metavar='OUT', type=Path, help='folder, or file name ending in .safetensors or .pth')
     parser.add_argument('--arch', help='architecture of the backbone (default: as the shapes tell)')
+    parser.add_argument(
+        '--container',
+        metavar='NAME',
+        help='entry of the file to take, such as model_ema (default: what published readers take)',
+    )
     launch.add_trust(parser)
     return parser.parse_args(argv)
 
 
-def convert(source: str, out: Path, arch: str | None, trust: bool = False) -> Path:
+def convert(source: str, out: Path, arch: str | None, trust: bool = False, container: str | None = None) -> Path:
     """Load a backbone strictly, save it; returns the file written.
 
     Raises:
@@ -44,10 +49,10 @@ def convert(source: str, out: Path, arch: str | None, trust: bool = False) -> Pa
         raise ValueError(f'OUT {out}: expected a folder or a name ending in .safetensors or .pth')
     if suffix == '.safetensors' and importlib.util.find_spec('safetensors') is None:
         raise ValueError(f'OUT {out}: safetensors is not installed; pip install safetensors, or write a .pth file')
-    family, found = checkpoints.recognise(source, trust=trust)
+    family, found = checkpoints.recognise(source, trust=trust, container=container)
     arch = arch or found
     model = FAMILIES[family](arch)
-    report = checkpoints.load(source, model, trust=trust)
+    report = checkpoints.load(source, model, trust=trust, container=container)
     print(report)
     if report.fresh:
         print(f'{len(report.fresh)} output norms have no weights in a classifier; a detector trains them')
@@ -70,7 +75,7 @@ def convert(source: str, out: Path, arch: str | None, trust: bool = False) -> Pa
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
-        path = convert(arguments.source, arguments.out, arguments.arch, arguments.trust_checkpoint)
+        path = convert(arguments.source, arguments.out, arguments.arch, arguments.trust_checkpoint, arguments.container)
     except (FileNotFoundError, ValueError) as error:
         print(f'convert_checkpoint.py: {error}', file=sys.stderr)
         return 2

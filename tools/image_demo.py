@@ -22,7 +22,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('image', metavar='IMAGE', type=Path, help='image file, or folder of images')
     parser.add_argument('config', metavar='CONFIG', help='config file')
-    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file, or mmvmamba://NAME')
     parser.add_argument('--out', required=True, metavar='DIR', help='folder for the pictures')
     parser.add_argument('--device', help='cpu or cuda:0 and the like (default: the GPU if there is one)')
     parser.add_argument('--score-thr', type=float, default=0.3, help='detections to draw (default: %(default)s)')
@@ -42,15 +42,16 @@ def draw(arguments: argparse.Namespace) -> int:
     init_default_scope(task)
     device = arguments.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
     options = dict(model=arguments.config, weights=arguments.checkpoint, device=device, scope=task)
-    if task == 'mmdet':
-        from mmdet.apis import DetInferencer
+    with checkpoints.guard(trust):
+        if task == 'mmdet':
+            from mmdet.apis import DetInferencer
 
-        inferencer, drawing = DetInferencer(**options), dict(pred_score_thr=arguments.score_thr)
-    else:
-        from mmseg.apis import MMSegInferencer
+            inferencer, drawing = DetInferencer(**options), dict(pred_score_thr=arguments.score_thr)
+        else:
+            from mmseg.apis import MMSegInferencer
 
-        inferencer, drawing = MMSegInferencer(**options), {}
-    # strictly: the inferencer took what fits and went on
+            inferencer, drawing = MMSegInferencer(**options), {}
+    # the heads as well: the inferencer took what fits and went on
     checkpoints.load(arguments.checkpoint, inferencer.model, trust=trust)
     for image in images:
         inferencer(str(image), out_dir=arguments.out, **drawing)

@@ -3,7 +3,7 @@
 import torch
 
 from .. import dispatch, registration
-from ..arguments import check_like, check_same_dtype, check_tensor
+from ..arguments import case_of, check_like, check_same_dtype, check_tensor, has_passed, note_passed
 from . import torch_conv
 
 _PYTORCH = 'torch_conv'
@@ -31,6 +31,21 @@ def depthwise_conv_silu(x, weight, bias=None, *, backend='auto'):
         BackendUnavailableError: the backend asked for cannot run here.
     """
     name = 'depthwise_conv_silu'
+    case = case_of(name, (x, weight, bias))
+    if not has_passed(case):
+        _check(name, x, weight, bias)
+        note_passed(case)
+    chosen = dispatch.choose(name, backend, x.device.type, x.dtype)
+    if chosen not in ('triton', 'auto'):
+        if not dispatch.autocasts(x.device):  # which would convert them
+            check_same_dtype(name, 'x', x, weight=weight, **({} if bias is None else {'bias': bias}))
+        return torch_conv.depthwise_conv_silu(x, weight, bias)
+    if dispatch.autocasts(x.device):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    return _fused(x, weight, bias, chosen)
+
+
+def _check(name, x, weight, bias):
     check_tensor(name, 'x', x, 4, '(B, H, W, D)')
     check_tensor(name, 'weight', weight, 4, '(D, 1, k, k)')
     size = weight.shape[-1]
@@ -41,33 +56,27 @@ def depthwise_conv_silu(x, weight, bias=None, *, backend='auto'):
     check_like(name, 'weight', weight, {'D': x.shape[3], '1': 1, 'k': size, 'k ': size}, 'x', x)
     if bias is not None:
         check_like(name, 'bias', bias, {'D': x.shape[3]}, 'x', x)
-    chosen = dispatch.choose(name, backend, x.device.type, x.dtype)
-    if chosen not in ('triton', 'auto'):
-        if not torch.is_autocast_enabled(x.device.type):  # which would convert them
-            check_same_dtype(name, 'x', x, weight=weight, **({} if bias is None else {'bias': bias}))
-        return torch_conv.depthwise_conv_silu(x, weight, bias)
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    return _fused(x, weight, bias, chosen)
 
 
-def _in_pytorch(x, weight, bias):
+def _forward(module, x, weight, bias):
+    if module is not torch_conv:
+        return module.forward(x, weight, bias)
     weight, bias = (None if t is None else t.to(x.dtype) for t in (weight, bias))
-    return torch_conv.depthwise_conv_silu(x, weight, bias)
-
-
-def _forward(module, *tensors):
-    return _in_pytorch(*tensors).contiguous() if module is torch_conv else module.forward(*tensors)
+    return torch_conv.depthwise_conv_silu(x, weight, bias).contiguous()
 
 
 def _backward(module, dy, *tensors):
     if module is not torch_conv:
         return module.backward(dy, *tensors)
-    with torch.enable_grad():
-        leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
-        y = _in_pytorch(*leaves)
-    grads = torch.autograd.grad(y, [t for t in leaves if t is not None], dy)
-    return grads if len(grads) == len(tensors) else (*grads, dy.new_empty(0))
+    x, weight, bias = tensors
+    inputs, filters = x.permute(0, 3, 1, 2), weight.to(x.dtype)
+    size = filters.shape[3] // 2
+    options = [1, 1], [size, size], [1, 1], False, [0, 0], filters.shape[0]
+    z = torch.ops.aten.convolution(inputs, filters, None if bias is None else bias.to(x.dtype), *options)
+    dz = torch.ops.aten.silu_backward(dy.permute(0, 3, 1, 2), z)
+    sizes, mask = None if bias is None else [bias.shape[0]], [True, True, bias is not None]
+    dx, dweight, dbias = torch.ops.aten.convolution_backward(dz, inputs, filters, sizes, *options, mask)
+    return dx.permute(0, 2, 3, 1), dweight, dy.new_empty(0) if bias is None else dbias
 
 
 _fused = registration.CustomOperator(

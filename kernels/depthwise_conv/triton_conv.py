@@ -25,6 +25,7 @@ from ..triton_math import (
     silu_slope,
     store_tile,
 )
+from ..triton_sums import collecting
 
 U = 8
 """Pixels of a tile."""
@@ -236,6 +237,7 @@ class _Plan(NamedTuple):
     convolve: Launch | None
     differentiate: Launch | None
     adjoint: Launch | None
+    collect: Launch | None
 
 
 @planned
@@ -246,7 +248,7 @@ def _plan(shape, size: int, bias: bool, dtypes, device, programs: int) -> _Plan:
     part = U * triton.cdiv(max(share(height * width, batch * blocks, device), SHORTEST_RUN), U)
     runs = triton.cdiv(height * width, part)
     if batch == 0:
-        return _Plan(part, runs, None, None, None)
+        return _Plan(part, runs, None, None, None, None)
     grid = batch * runs * blocks
     shared = dict(KS=size, D=channels, U=U, BD=block, VECTOR=block // 32, num_warps=1)
     return _Plan(
@@ -255,6 +257,7 @@ def _plan(shape, size: int, bias: bool, dtypes, device, programs: int) -> _Plan:
         convolve=Launch(_convolve, grid, FORWARD=True, BIAS=bias, **shared),
         differentiate=Launch(_differentiate, grid, BIAS=bias, **shared),
         adjoint=Launch(_convolve, grid, FORWARD=False, BIAS=False, **shared),
+        collect=collecting(1, channels, size * size, 1),
     )
 
 
@@ -280,14 +283,15 @@ def backward(dy, x, weight, bias):
     dy, x, weight, bias = dense(dy), dense(x), dense(weight), None if bias is None else dense(bias)
     plan = _plan_of(x, weight, bias, dy.dtype)
     batch, height, width, channels = x.shape
-    taps = weight.shape[3] ** 2
     dz, dx = torch.empty_like(x), torch.empty_like(x)
-    sums = x.new_empty((batch * plan.runs, taps + 1, channels), dtype=torch.float32)
-    if plan.differentiate is not None:
-        numbers = height, width, plan.part
-        with on_device(x):
-            plan.differentiate((dy, x, weight, weight if bias is None else bias, dz, sums), *numbers)
-            plan.adjoint((dz, weight, weight, dx), *numbers)
-    sums = sums.sum(0)
-    dweight = sums[:taps].T.reshape(weight.shape)
-    return dx, dweight, sums.new_empty(0) if bias is None else sums[taps]
+    if plan.differentiate is None:
+        return dx, torch.zeros_like(weight), torch.zeros_like(weight[:, 0, 0, 0])[: None if bias is not None else 0]
+    sums = x.new_empty((batch * plan.runs, weight.shape[3] ** 2 + 1, channels), dtype=torch.float32)
+    dweight = sums.new_empty(weight.shape)
+    dbias = sums.new_empty(channels)
+    numbers = height, width, plan.part
+    with on_device(x):
+        plan.differentiate((dy, x, weight, weight if bias is None else bias, dz, sums), *numbers)
+        plan.adjoint((dz, weight, weight, dx), *numbers)
+        plan.collect((sums, sums, dweight, dbias, dweight), batch * plan.runs)
+    return dx, dweight, sums.new_empty(0) if bias is None else dbias

@@ -5,7 +5,15 @@ from typing import NamedTuple
 import torch
 
 from .. import dispatch, registration
-from ..arguments import check_like, check_parameter_dtype, check_tensor
+from ..arguments import (
+    case_of,
+    check_like,
+    check_number,
+    check_parameter_dtype,
+    check_tensor,
+    has_passed,
+    note_passed,
+)
 from . import reference
 
 _operator = dispatch.Operator(
@@ -41,6 +49,7 @@ class Direction(NamedTuple):
 
 
 _COUNT = len(Direction._fields)
+_WAYS = ('forth', 'back')
 
 
 def pooled_scan(
@@ -84,25 +93,43 @@ def pooled_scan(
     Source: Kapse et al., "Fast Vision Mamba", arXiv 2502.00594, section 3.
     """
     name = 'pooled_scan'
+    tensors = (xz, *_flat(name, 'forth', forth), *_flat(name, 'back', back), norm_weight, norm_bias)
+    case = case_of(name, tensors, axis, pool, scaling, eps)
+    if not has_passed(case):
+        _check(name, tensors, axis, pool, scaling, eps)
+        note_passed(case)
+    chosen = dispatch.choose(name, backend, xz.device.type, xz.dtype)
+    if chosen == 'reference':
+        with dispatch.full_precision(xz.device):
+            return reference.pooled_scan(*_structured(tensors), axis, pool, scaling, eps)
+    return _scan(*tensors, axis, pool, scaling, eps, chosen)
+
+
+def _check(name, tensors, axis, pool, scaling, eps):
+    xz, directions, norm_weight, norm_bias = _structured(tensors)
     _check_options(name, axis, pool, scaling)
     check_tensor(name, 'xz', xz, 4, '(B, H, W, 2D)')
     if 0 in xz.shape[1:] or xz.shape[3] % 2:
         raise ValueError(
             f'{name}: xz has shape {tuple(xz.shape)}; expected (B, H, W, 2D), of which only the batch may be empty'
         )
-    parameters = _checked_directions(name, xz, {'forth': forth, 'back': back})
+    for way, direction in zip(_WAYS, directions, strict=True):
+        _check_direction(name, xz, way, Direction(*direction))
     if (norm_weight is None) != (norm_bias is None):
         raise ValueError(f'{name}: one of norm_weight and norm_bias is None; give both or neither')
     for label, value in (('norm_weight', norm_weight), ('norm_bias', norm_bias)):
         if value is not None:
             check_like(name, label, value, {'D': xz.shape[3] // 2}, 'xz', xz)
     check_parameter_dtype(name, 'xz', xz, norm_weight=norm_weight, norm_bias=norm_bias)
-    chosen = dispatch.choose(name, backend, xz.device.type, xz.dtype)
-    if chosen == 'reference':
-        with dispatch.full_precision(xz.device):
-            directions = parameters[:_COUNT], parameters[_COUNT:]
-            return reference.pooled_scan(xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps)
-    return _scan(xz, *parameters, norm_weight, norm_bias, axis, pool, scaling, eps, chosen)
+    check_number(name, 'scaling', scaling)
+    check_number(name, 'eps', eps)
+
+
+def _flat(name, way, direction) -> tuple:
+    """A direction's tensors."""
+    if not isinstance(direction, tuple) or len(direction) != _COUNT:
+        raise TypeError(f'{name}: {way} must be a Direction of {_COUNT} tensors, got {type(direction).__name__}')
+    return (*direction,)
 
 
 def _check_options(name, axis, pool, scaling):
@@ -113,37 +140,30 @@ def _check_options(name, axis, pool, scaling):
         raise ValueError(f'{name}: scaling={scaling!r} has nothing to scale where pool=None; expected 1')
 
 
-def _checked_directions(name, xz, directions):
-    """The tensors of both directions in one tuple; refuses what does not fit `xz`."""
+def _check_direction(name, xz, way, direction):
+    """Refuse what does not fit `xz`."""
     channels = xz.shape[3] // 2
-    tensors = []
-    for way, direction in directions.items():
-        if not isinstance(direction, tuple) or len(direction) != _COUNT:
-            raise TypeError(f'{name}: {way} must be a Direction of {_COUNT} tensors, got {type(direction).__name__}')
-        direction = Direction(*direction)
-        check_tensor(name, f'{way}.conv_weight', direction.conv_weight, 3, '(D, 1, k)')
-        check_tensor(name, f'{way}.dt_weight', direction.dt_weight, 2, '(D, R)')
-        check_tensor(name, f'{way}.A', direction.A, 2, '(D, N)')
-        width, rank, states = direction.conv_weight.shape[2], direction.dt_weight.shape[1], direction.A.shape[1]
-        if 0 in (width, rank, states):
-            raise ValueError(
-                f'{name}: {way}.conv_weight has shape {tuple(direction.conv_weight.shape)}, {way}.dt_weight '
-                f'{tuple(direction.dt_weight.shape)}, {way}.A {tuple(direction.A.shape)}; k, R and N may not be 0'
-            )
-        shapes = Direction(
-            conv_weight={'D': channels, '1': 1, 'k': width},
-            conv_bias={'D': channels},
-            x_proj_weight={'R + 2N': rank + 2 * states, 'D': channels},
-            dt_weight={'D': channels, 'R': rank},
-            dt_bias={'D': channels},
-            A={'D': channels, 'N': states},
-            Ds={'D': channels},
+    check_tensor(name, f'{way}.conv_weight', direction.conv_weight, 3, '(D, 1, k)')
+    check_tensor(name, f'{way}.dt_weight', direction.dt_weight, 2, '(D, R)')
+    check_tensor(name, f'{way}.A', direction.A, 2, '(D, N)')
+    width, rank, states = direction.conv_weight.shape[2], direction.dt_weight.shape[1], direction.A.shape[1]
+    if 0 in (width, rank, states):
+        raise ValueError(
+            f'{name}: {way}.conv_weight has shape {tuple(direction.conv_weight.shape)}, {way}.dt_weight '
+            f'{tuple(direction.dt_weight.shape)}, {way}.A {tuple(direction.A.shape)}; k, R and N may not be 0'
         )
-        for field, value, sizes in zip(Direction._fields, direction, shapes, strict=True):
-            check_like(name, f'{way}.{field}', value, sizes, 'xz', xz)
-            check_parameter_dtype(name, 'xz', xz, **{f'{way}.{field}': value})
-        tensors += [*direction]  # as a list: Dynamo of PyTorch 2.11 adds no named tuple to one
-    return tuple(tensors)
+    shapes = Direction(
+        conv_weight={'D': channels, '1': 1, 'k': width},
+        conv_bias={'D': channels},
+        x_proj_weight={'R + 2N': rank + 2 * states, 'D': channels},
+        dt_weight={'D': channels, 'R': rank},
+        dt_bias={'D': channels},
+        A={'D': channels, 'N': states},
+        Ds={'D': channels},
+    )
+    for field, value, sizes in zip(Direction._fields, direction, shapes, strict=True):
+        check_like(name, f'{way}.{field}', value, sizes, 'xz', xz)
+        check_parameter_dtype(name, 'xz', xz, **{f'{way}.{field}': value})
 
 
 def _fake(xz, *others):
@@ -159,7 +179,7 @@ def _structured(arguments):
 _scan = registration.CustomOperator(
     _operator,
     'Tensor xz, '
-    + ', '.join(f'Tensor {way}_{field}' for way in ('forth', 'back') for field in Direction._fields)
+    + ', '.join(f'Tensor {way}_{field}' for way in _WAYS for field in Direction._fields)
     + ', Tensor? norm_weight, Tensor? norm_bias',
     _fake,
     options='str axis, str? pool, float scaling, float eps',

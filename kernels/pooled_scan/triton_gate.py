@@ -5,10 +5,13 @@ leave no lane idle. Its adjoint needs four numbers a token from all channels, wh
 the backward pass shares channels out among programs like the convolutions do.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 
+from ..triton_launch import Launch
 from ..triton_math import is_cuda, keep, launch_options, multiprocessors, share, silu, silu_slope
 from .triton_lines import (
     Lines,
@@ -340,45 +343,96 @@ def _parameters(forth, back):
     )
 
 
-def gate(xz, scanned, lines: Lines, forth, back, norm, pooled, eps, dy=None):
+class Gating(NamedTuple):
+    """`_gate` as sizes fix it: tokens of a program, the launch (None for no images)."""
+
+    part: int
+    launch: Launch | None
+
+
+def gating(xz_shape, lines: Lines, width: int, pooled: bool, norm: bool, device, adjoint=False) -> Gating:
+    """How to launch `_gate`; `width` is that of the convolutions."""
+    batch, channels = xz_shape[0], xz_shape[3] // 2
+    tokens = lines.lines * lines.size
+    part = min(LONGEST_RUN, max(SHORTEST_RUN, batch * tokens // (4 * multiprocessors(device))))
+    if batch == 0:
+        return Gating(part, None)
+    tiles, warps = tiling(channels, pooled)
+    return Gating(
+        part,
+        Launch(
+            _gate,
+            batch * triton.cdiv(tokens, part),
+            **dict(D=channels, KS=width, POOLED=pooled, NORM=norm),
+            **dict(ADJOINT=adjoint, LONG=pooled and lines.size >= tiles['U'], **tiles),
+            **launch_options(warps, is_cuda(device)),
+        ),
+    )
+
+
+def gate(xz, scanned, plan: Gating, lines: Lines, forth, back, norm, eps: float, dy=None):
     """Finish the tokens.
 
     Args:
-        xz: `(B, H, W, 2D)`, contiguous.
+        xz: `(B, H, W, 2D)`, dense.
         scanned: `(B, lines, 2, D)`, or `(B, L, 2, D)` with the skip where nothing is pooled.
+        plan: made for it.
         lines: of the grid.
         forth, back: parameters, a `Direction` each.
         norm: weight and bias, `(D,)` each, or None.
-        pooled: whether `scanned` has a token a line.
         eps: added to the variance.
         dy: the result's gradient, to find instead of the result what `gate_backward` needs of it.
 
     Returns:
         `(B, H, W, D)` in the dtype of xz; with `dy` moments `(B, L, 4)`, float32.
     """
-    batch, channels = xz.shape[0], xz.shape[3] // 2
-    tokens = lines.lines * lines.size
-    adjoint = dy is not None
-    result = (
-        xz.new_empty((batch, tokens, 4), dtype=torch.float32) if adjoint else xz.new_empty((*xz.shape[:3], channels))
-    )
-    if batch:
-        part = min(LONGEST_RUN, max(SHORTEST_RUN, batch * tokens // (4 * multiprocessors(xz.device))))
+    batch, height, width, channels = xz.shape
+    if dy is None:
+        result = xz.new_empty((batch, height, width, channels // 2))
+    else:
+        result = xz.new_empty((batch, height * width, 4), dtype=torch.float32)
+    if plan.launch is not None:
         weight, bias = norm or (xz, xz)
-        tiles, warps = tiling(channels, pooled)
-        with torch.cuda.device_of(xz):
-            _gate[(batch * triton.cdiv(tokens, part),)](
-                *(xz, scanned, *_parameters(forth, back), weight, bias, dy if adjoint else xz, result, result),
-                *(*lines, part, eps),
-                **dict(D=channels, KS=forth.conv_weight.shape[2], POOLED=pooled, NORM=norm is not None),
-                **dict(ADJOINT=adjoint, LONG=pooled and lines.size >= tiles['U'], **tiles),
-                **launch_options(warps, is_cuda(xz.device)),
-            )
+        plan.launch(
+            (xz, scanned, *_parameters(forth, back), weight, bias, xz if dy is None else dy, result, result),
+            *(*lines, plan.part, eps),
+        )
     return result
 
 
-def gate_backward(dy, dxz, xz, scanned, lines: Lines, forth, back, norm, pooled, eps, dtype):
+class GatingBack(NamedTuple):
+    """`_gate_back` as sizes fix it: runs of an image, lines of a run, the launch (None for no images)."""
+
+    runs: int
+    part: int
+    launch: Launch | None
+
+
+def gating_back(xz_shape, lines: Lines, width: int, pooled: bool, norm: bool, device) -> GatingBack:
+    """How to launch `_gate_back`."""
+    batch, channels = xz_shape[0], xz_shape[3] // 2
+    blocks = triton.cdiv(channels, BLOCK)
+    part = share(lines.lines, batch * blocks, device)
+    runs = triton.cdiv(lines.lines, part)
+    if batch == 0:
+        return GatingBack(runs, part, None)
+    launch = Launch(
+        _gate_back,
+        batch * runs * blocks,
+        **dict(D=channels, KS=width, POOLED=pooled, NORM=norm),
+        **dict(LONG=pooled and lines.size >= U_BACK, BD=BLOCK, U=U_BACK),
+        **launch_options(1, not norm and is_cuda(device)),  # with the norm it takes them all anyway
+    )
+    return GatingBack(runs, part, launch)
+
+
+def gate_backward(dy, dxz, xz, scanned, plans, lines: Lines, forth, back, norm, eps, pooled, dtype):
     """Adjoint of `gate`: fill the second half of `dxz`.
+
+    Args:
+        plans: a `GatingBack` and, with `adjoint`, a `Gating`; the others as in `gate`.
+        pooled: whether `scanned` has a token a line.
+        dtype: of the gradients of what is as large as the tokens.
 
     Returns:
         Gradient of every token's skip `(B, H, W, D)`, of `dtype`, or where nothing is pooled None; gradient of
@@ -386,22 +440,16 @@ def gate_backward(dy, dxz, xz, scanned, lines: Lines, forth, back, norm, pooled,
         and bias, `(4, D)` float32, in which what does not exist is undefined.
     """
     batch, channels = xz.shape[0], xz.shape[3] // 2
+    plan, moments = plans
     dtokens = xz.new_empty((*xz.shape[:3], channels if pooled else 2 * channels), dtype=dtype)
-    dlines = torch.empty_like(scanned) if pooled else None
-    blocks = triton.cdiv(channels, BLOCK)
-    part = share(lines.lines, batch * blocks, xz.device)
-    runs = triton.cdiv(lines.lines, part)
-    dparameters = xz.new_empty((batch, runs, 4, channels), dtype=torch.float32)
-    if batch:
-        moments = xz if norm is None else gate(xz, scanned, lines, forth, back, norm, pooled, eps, dy)
+    dlines = torch.empty_like(scanned) if pooled else dtokens
+    partial = xz.new_empty((batch * plan.runs, 4, channels), dtype=torch.float32)
+    if plan.launch is not None:
+        found = xz if norm is None else gate(xz, scanned, moments, lines, forth, back, norm, eps, dy)
         weight, bias = norm or (xz, xz)
-        with torch.cuda.device_of(xz):
-            _gate_back[(batch * runs * blocks,)](
-                *(xz, scanned, *_parameters(forth, back), weight, bias, dy, moments, dxz, dtokens),
-                *(dlines if pooled else dtokens, dparameters, *lines, part),
-                **dict(D=channels, KS=forth.conv_weight.shape[2], POOLED=pooled, NORM=norm is not None),
-                **dict(LONG=pooled and lines.size >= U_BACK, BD=BLOCK, U=U_BACK),
-                **launch_options(1, norm is None and is_cuda(xz.device)),  # with the norm it takes them all anyway
-            )
-    sums = dparameters.sum((0, 1))
+        plan.launch(
+            (xz, scanned, *_parameters(forth, back), weight, bias, dy, found, dxz, dtokens, dlines, partial),
+            *(*lines, plan.part),
+        )
+    sums = partial[0] if partial.shape[0] == 1 else partial.sum(0)
     return (dtokens, dlines, sums) if pooled else (None, dtokens.view_as(scanned), sums)

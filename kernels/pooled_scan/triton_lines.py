@@ -7,7 +7,6 @@ one compilation serves both axes and every grid.
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 
@@ -28,9 +27,9 @@ class Lines(NamedTuple):
     line_step: int
 
     @classmethod
-    def of(cls, xz: torch.Tensor, axis: str) -> 'Lines':
+    def of(cls, shape: tuple[int, ...], axis: str) -> 'Lines':
         """The lines of `(B, H, W, 2D)` along an axis."""
-        height, width = xz.shape[1:3]
+        height, width = shape[1:3]
         return cls(height, width, 1, width) if axis == 'row' else cls(width, height, width, 1)
 
 

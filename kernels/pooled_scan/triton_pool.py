@@ -1,10 +1,14 @@
 """From tokens to the short sequences and back: both convolutions, SiLU and pooling in one pass, and their adjoint."""
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 
+from ..triton_launch import Launch
 from ..triton_math import BT, from_rows, keep, share, silu, silu_slope, to_rows
+from ..triton_sums import collecting
 from .triton_lines import (
     Lines,
     convolve,
@@ -248,70 +252,115 @@ def tiling_back(size: int, pool: str | None) -> dict:
     return dict(BD=32, U=BT) if size == 2 and pool == 'max' else dict(BD=BYTES // size, U=8)
 
 
-def pool(xz, lines: Lines, forth, back, pool, scaling, ties=False):
+class Pooling(NamedTuple):
+    """`_pool` as sizes fix it: shape of its result, lines of a program, the launch (None for no images)."""
+
+    shape: tuple[int, int, int, int]
+    part: int
+    launch: Launch | None
+
+
+def pooling(xz_shape, element_size: int, lines: Lines, width: int, pool: str | None, device) -> Pooling:
+    """How to launch `_pool`; `width` is that of the convolutions."""
+    batch, channels = xz_shape[0], xz_shape[3] // 2
+    tiles = tiling(element_size)
+    blocks = triton.cdiv(channels, tiles['BD'])
+    part = share(lines.lines, batch * blocks, device)
+    shape = (batch, lines.lines * lines.size if pool is None else lines.lines, 2, channels)
+    if batch == 0:
+        return Pooling(shape, part, None)
+    constants = dict(D=channels, KS=width, POOL=POOLINGS[pool], **tiles, num_warps=1, num_stages=1)
+    return Pooling(shape, part, Launch(_pool, batch * triton.cdiv(lines.lines, part) * blocks, TIES=False, **constants))
+
+
+def with_ties(pooling: Pooling) -> Pooling:
+    """The same, returning maxima and their numbers as well."""
+    launch = pooling.launch
+    if launch is None:
+        return pooling
+    return pooling._replace(launch=Launch(launch.kernel, launch.grid, **dict(launch.constants, TIES=True)))
+
+
+def factor(lines: Lines, pool: str | None, scaling: float) -> float:
+    """Of a line's sum or maximum."""
+    return float(scaling / lines.size if pool == 'mean' else scaling)
+
+
+def pool_lines(xz, plan: Pooling, lines: Lines, forth, back, scale: float, ties=False):
     """The short sequences of both directions.
 
     Args:
-        xz: `(B, H, W, 2D)`, contiguous.
+        xz: `(B, H, W, 2D)`, dense.
+        plan: made for it; `with_ties` if so.
         lines: of the grid.
         forth, back: parameters, a `Direction` each.
-        pool, scaling: as in `pooled_scan`.
+        scale: what `factor` says.
         ties: return maxima and their numbers as well.
 
     Returns:
         `(B, lines, 2, D)` float32, or `(B, L, 2, D)` where nothing is pooled; maxima and numbers shaped alike, or None.
     """
-    batch, channels = xz.shape[0], xz.shape[3] // 2
-    tokens = lines.lines * lines.size
-    short = xz.new_empty((batch, tokens if pool is None else lines.lines, 2, channels), dtype=torch.float32)
-    largest, count = (torch.empty_like(short) if ties else None for _ in range(2))
-    if batch:
-        tiles = tiling(xz.element_size())
-        blocks = triton.cdiv(channels, tiles['BD'])
-        part = share(lines.lines, batch * blocks, xz.device)
-        scale = scaling / lines.size if pool == 'mean' else scaling
-        with torch.cuda.device_of(xz):
-            _pool[(batch * triton.cdiv(lines.lines, part) * blocks,)](
+    short = xz.new_empty(plan.shape, dtype=torch.float32)
+    largest, count = (torch.empty_like(short), torch.empty_like(short)) if ties else (None, None)
+    if plan.launch is not None:
+        plan.launch(
+            (
                 *(xz, forth.conv_weight, forth.conv_bias, back.conv_weight, back.conv_bias),
-                *(short, largest if ties else xz, count if ties else xz, *lines, part, scale),
-                **dict(D=channels, KS=forth.conv_weight.shape[2], POOL=POOLINGS[pool], TIES=ties, **tiles),
-                num_warps=1,
-                num_stages=1,
-            )
+                *(short, largest if ties else xz, count if ties else xz),
+            ),
+            *(*lines, plan.part, scale),
+        )
     return short, largest, count
 
 
-def pool_backward(dy, dshort, dxz, xz, lines: Lines, forth, back, pool, scaling, largest, ties):
-    """Adjoint of `pool` and of the skip: fill the first half of `dxz`.
+class PoolingBack(NamedTuple):
+    """`_pool_back` as sizes fix it: runs of an image, tokens of a run, launches (None for no images)."""
+
+    runs: int
+    part: int
+    launch: Launch | None
+    collect: Launch
+
+
+def pooling_back(xz_shape, element_size: int, lines: Lines, width: int, pool: str | None, device) -> PoolingBack:
+    """How to launch `_pool_back`."""
+    batch, channels = xz_shape[0], xz_shape[3] // 2
+    tokens = lines.lines * lines.size
+    tiles = tiling_back(element_size, pool)
+    blocks = triton.cdiv(channels, tiles['BD'])
+    part = max(share(tokens, batch * blocks, device), min(tokens, 8 * width))
+    runs = triton.cdiv(tokens, part)
+    constants = dict(D=channels, KS=width, POOL=POOLINGS[pool], **tiles, num_warps=1, num_stages=1)
+    launch = Launch(_pool_back, batch * runs * blocks, **constants) if batch else None
+    return PoolingBack(runs, part, launch, collecting(2, channels, width, 1))
+
+
+def pool_backward(dy, dshort, dxz, xz, plan: PoolingBack, lines: Lines, forth, back, scale: float, largest, ties):
+    """Adjoint of `pool_lines` and of the skip: fill the first half of `dxz`.
 
     Args:
         dy: `(B, H, W, D)`, what reaches a token's skip; not read where nothing is pooled.
-        dshort: gradient of `pool`'s result, float32.
+        dshort: gradient of the short sequences, float32.
         dxz: to be filled.
-        xz, lines, forth, back, pool, scaling: as in `pool`.
-        largest, ties: from `pool`, or None.
+        plan: made for it.
+        xz, lines, forth, back, scale: as in `pool_lines`.
+        largest, ties: from `pool_lines`, or None.
 
     Returns:
-        `(2, KS + 1, D)` float32: gradients of the taps and, last, of the bias.
+        Gradients of the taps `(2, D, 1, KS)` and of the biases `(2, D)`, float32.
     """
     batch, channels = xz.shape[0], xz.shape[3] // 2
     width = forth.conv_weight.shape[2]
-    tokens = lines.lines * lines.size
-    tiles = tiling_back(xz.element_size(), pool)
-    blocks = triton.cdiv(channels, tiles['BD'])
-    part = max(share(tokens, batch * blocks, xz.device), min(tokens, 8 * width))
-    runs = triton.cdiv(tokens, part)
-    dtaps = xz.new_empty((batch, runs, 2, width + 1, channels), dtype=torch.float32)
-    if batch:
-        scale = scaling / lines.size if pool == 'mean' else scaling
-        with torch.cuda.device_of(xz):
-            _pool_back[(batch * runs * blocks,)](
-                *(dy, dshort, xz, forth.conv_weight, forth.conv_bias, forth.Ds),
-                *(back.conv_weight, back.conv_bias, back.Ds),
-                *(dshort if largest is None else largest, dshort if ties is None else ties, dxz, dtaps),
-                *(*lines, part, scale),
-                **dict(D=channels, KS=width, POOL=POOLINGS[pool], **tiles),
-                num_warps=1,
-                num_stages=1,
-            )
-    return dtaps.sum((0, 1))
+    dtaps, dbias = (xz.new_empty(shape, dtype=torch.float32) for shape in ((2, channels, 1, width), (2, channels)))
+    if plan.launch is None:
+        return dtaps.zero_(), dbias.zero_()
+    partial = xz.new_empty((batch * plan.runs, 2, width + 1, channels), dtype=torch.float32)
+    plan.launch(
+        (
+            *(dy, dshort, xz, forth.conv_weight, forth.conv_bias, forth.Ds, back.conv_weight, back.conv_bias, back.Ds),
+            *(dshort if largest is None else largest, dshort if ties is None else ties, dxz, partial),
+        ),
+        *(*lines, plan.part, scale),
+    )
+    plan.collect((partial, partial, dtaps, dbias, dtaps), batch * plan.runs)
+    return dtaps, dbias

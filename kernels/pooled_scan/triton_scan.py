@@ -5,129 +5,194 @@ tokens' size is kept but what is returned and, in the backward pass, one gradien
 kernels run over all tokens.
 """
 
+from typing import NamedTuple
+
 import torch
 
 from ..ss2d.triton_scan import route_dtype
 from ..triton_bwd import scan_backward
 from ..triton_fwd import Walks, scan
+from ..triton_launch import on_device, planned
+from ..triton_math import dense, multiprocessors, programs_of_runs
 from .op import Direction
-from .triton_gate import gate, gate_backward
+from .triton_gate import Gating, GatingBack, gate, gate_backward, gating, gating_back
 from .triton_lines import Lines
-from .triton_pool import pool as pool_lines
-from .triton_pool import pool_backward
+from .triton_pool import (
+    Pooling,
+    PoolingBack,
+    factor,
+    pool_backward,
+    pool_lines,
+    pooling,
+    pooling_back,
+    with_ties,
+)
+from .triton_stack import Stacking, stack, stacking
 
 WIDEST_RANK = 48
 """Time steps of a higher rank are projected before the scan: its registers do not hold the weights."""
 
 
-def _directions(xz, directions):
-    """Both directions as `Direction`, detached and contiguous."""
-    forth, back = (Direction(*(t.detach().contiguous() for t in direction)) for direction in directions)
-    for field in ('conv_weight', 'dt_weight', 'A'):
-        sizes = [tuple(getattr(direction, field).shape) for direction in (forth, back)]
-        if sizes[0] != sizes[1]:
+class _Plan(NamedTuple):
+    """A forward pass as sizes fix it."""
+
+    lines: Lines
+    grid: tuple[int, int]
+    columns: int
+    pooling: Pooling
+    stacking: Stacking
+    gating: Gating
+
+
+class _PlanBack(NamedTuple):
+    """What a backward pass needs besides."""
+
+    pooling: Pooling
+    moments: Gating
+    gating: GatingBack
+    pooling_back: PoolingBack
+
+
+def _case(xz, forth, back, norm_weight, axis, pool) -> tuple:
+    """What plans are kept by."""
+    tensors = (*forth, *back) if norm_weight is None else (*forth, *back, norm_weight)
+    device = xz.device
+    return (
+        *(xz.shape, xz.dtype, device, axis, pool, norm_weight is not None, tuple([t.dtype for t in tensors])),
+        *(forth.conv_weight.shape, forth.dt_weight.shape, forth.A.shape),
+        *(back.conv_weight.shape, back.dt_weight.shape, back.A.shape),
+        *(programs_of_runs(device), multiprocessors(device)),
+    )
+
+
+@planned
+def _plan(shape, dtype, device, axis, pool, norm, dtypes, conv, weight, A, *others) -> _Plan:
+    for field, first, second in zip(('conv_weight', 'dt_weight', 'A'), (conv, weight, A), others, strict=False):
+        if first != second:
             raise ValueError(
-                f'pooled_scan: forth.{field} has shape {sizes[0]} and back.{field} {sizes[1]}; the triton backend '
-                "expects directions of the same sizes; use backend='torch'"
+                f'pooled_scan: forth.{field} has shape {tuple(first)} and back.{field} {tuple(second)}; the triton '
+                "backend expects directions of the same sizes; use backend='torch'"
             )
-    if xz.shape[1] * xz.shape[2] >= 1 << 31:
-        raise ValueError(f'pooled_scan: xz has shape {tuple(xz.shape)}; the triton backend counts tokens with 32 bits')
-    return forth, back
-
-
-def _norm(norm_weight, norm_bias):
-    return None if norm_weight is None else (norm_weight.detach().contiguous(), norm_bias.detach().contiguous())
-
-
-def _walks(short, forth, back, lines, axis, pooled) -> Walks:
-    """Project the sequences `(B, L', 2, D)` and describe their two walks."""
-    batch, length, _, channels = short.shape
+    if shape[1] * shape[2] >= 1 << 31:
+        raise ValueError(f'pooled_scan: xz has shape {tuple(shape)}; the triton backend counts tokens with 32 bits')
+    lines, pooled, width = Lines.of(shape, axis), pool is not None, conv[2]
+    pooling_ = pooling(shape, dtype.itemsize, lines, width, pool, device)
+    _, length, _, channels = pooling_.shape
     if length * 2 * channels >= 1 << 31:
         raise ValueError(
             f'pooled_scan: {length} tokens of 2 x {channels} channels; the triton backend indexes a sequence with 32 '
             "bits, L*2*D must stay below 2**31; use smaller images or backend='torch'"
         )
-    tokens = short.view(batch * length, 2, channels)
-    projected = short.new_empty((batch * length, 2, forth.x_proj_weight.shape[0]))
-    for k, way in enumerate((forth, back)):
-        torch.mm(tokens[:, k], way.x_proj_weight.float().T, out=projected[:, k])
-    # one copy of all parameters: on small inputs launches are what takes time
-    fields = ('dt_weight', 'dt_bias', 'Ds', 'A')
-    parts = [getattr(way, field).flatten() for field in fields for way in (forth, back)]
-    sizes = [2 * getattr(forth, field).numel() for field in fields]
-    weight, bias, skip, A = torch.cat(parts).float().split(sizes)
-    weight, A = weight.view(2, channels, -1), A.view(2 * channels, -1)
+    return _Plan(
+        lines,
+        grid=(1, length) if pooled else tuple(shape[1:3]),
+        columns=0b11 if axis == 'column' and not pooled else 0,
+        pooling=pooling_,
+        stacking=stacking(channels, weight[1], A[1], zero=pooled),
+        gating=gating(shape, lines, width, pooled, norm, device),
+    )
+
+
+@planned
+def _plan_back(*case) -> _PlanBack:
+    plan = _plan(*case)
+    shape, dtype, device, _, pool, norm, _, conv, *_ = case
+    of_tokens = shape, plan.lines, conv[2], pool is not None, norm, device
+    return _PlanBack(
+        pooling=with_ties(plan.pooling) if pool == 'max' else plan.pooling,
+        moments=gating(*of_tokens, adjoint=True),
+        gating=gating_back(*of_tokens),
+        pooling_back=pooling_back(shape, dtype.itemsize, plan.lines, conv[2], pool, device),
+    )
+
+
+def _walks(short, projection, weight, bias, A, skip, plan: _Plan) -> Walks:
+    """Project the sequences `(B, L', 2, D)` and describe their two walks."""
+    batch, length, _, channels = short.shape
+    count, columns = batch * length, projection.shape[1]
+    tokens = short.view(count, 2, channels).transpose(0, 1)
+    projected = short.new_empty((count, 2, columns))
+    torch.bmm(tokens, projection.transpose(1, 2), out=projected.transpose(0, 1))
     rank, ready = weight.shape[2], None
     if rank > WIDEST_RANK:
-        ready = torch.stack([projected[:, k, :rank] @ weight[k].T for k in range(2)], dim=1)
+        ready = short.new_empty((count, 2, channels))
+        torch.bmm(projected[..., :rank].transpose(0, 1), weight.transpose(1, 2), out=ready.transpose(0, 1))
         ready = ready.view(batch, length, 2 * channels)
         projected = projected[..., rank:].contiguous()
-        weight = weight[..., :0]
-    if pooled:
-        grid, columns = (1, length), 0
-    else:
-        grid = (lines.lines, lines.size) if axis == 'row' else (lines.size, lines.lines)
-        columns = 0b11 if axis == 'column' else 0
+        weight = weight.new_empty((2, channels, 0))
+        columns -= rank
     return Walks(
-        x=short.view(batch, length, 2 * channels),
-        projected=projected.view(batch, length, 2, projected.shape[-1]),
-        ready=ready,
-        weight=weight,
-        bias=bias,
-        skip=torch.zeros_like(skip) if pooled else skip,
-        A=A,
-        grid=grid,
-        columns=columns,
+        short.view(batch, length, 2 * channels),
+        projected.view(batch, length, 2, columns),
+        *(ready, weight, bias, skip, A, plan.grid, plan.columns),
         reverses=0b10,
         grouped=True,
     )
 
 
+def _dense(xz, directions, norm_weight, norm_bias):
+    """The tensors as kernels can read them, the norm as a pair or None."""
+    forth, back = (Direction(*[dense(t) for t in direction]) for direction in directions)
+    return dense(xz), forth, back, None if norm_weight is None else (dense(norm_weight), dense(norm_bias))
+
+
 def forward(xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps):
     """See `mmvmamba.kernels.pooled_scan`."""
-    xz = xz.detach().contiguous()
-    forth, back = _directions(xz, directions)
-    lines, pooled = Lines.of(xz, axis), pool is not None
-    short, _, _ = pool_lines(xz, lines, forth, back, pool, scaling)
-    scanned = scan(_walks(short, forth, back, lines, axis, pooled), torch.float32).view_as(short)
-    return gate(xz, scanned, lines, forth, back, _norm(norm_weight, norm_bias), pooled, eps)
+    xz, forth, back, norm = _dense(xz, directions, norm_weight, norm_bias)
+    plan = _plan(*_case(xz, forth, back, norm_weight, axis, pool))
+    with on_device(xz):
+        scale = factor(plan.lines, pool, scaling)
+        short, _, _ = pool_lines(xz, plan.pooling, plan.lines, forth, back, scale)
+        walks = _walks(short, *stack(plan.stacking, forth, back), plan)
+        scanned = scan(walks, torch.float32)
+        return gate(xz, scanned, plan.gating, plan.lines, forth, back, norm, float(eps))
 
 
 def backward(dout, xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps):
     """Gradients of `xz`, of every tensor of both directions, and of the norm (empty without one); all recomputed."""
-    xz, dout = xz.detach().contiguous(), dout.detach().contiguous()
-    forth, back = _directions(xz, directions)
-    norm = _norm(norm_weight, norm_bias)
-    lines, pooled = Lines.of(xz, axis), pool is not None
-    short, largest, ties = pool_lines(xz, lines, forth, back, pool, scaling, ties=pool == 'max')
-    walks = _walks(short, forth, back, lines, axis, pooled)
-    scanned = scan(walks, torch.float32).view_as(short)
-
-    dxz = torch.empty_like(xz)
-    dtokens, dscanned, sums = gate_backward(
-        dout, dxz, xz, scanned, lines, forth, back, norm, pooled, eps, route_dtype(xz)
-    )
-    grads = scan_backward(walks, dscanned.view_as(walks.x), torch.float32)
+    dout = dense(dout)
+    xz, forth, back, norm = _dense(xz, directions, norm_weight, norm_bias)
+    case = _case(xz, forth, back, norm_weight, axis, pool)
+    plan, plan_back = _plan(*case), _plan_back(*case)
+    lines, pooled = plan.lines, pool is not None
+    with on_device(xz):
+        scale = factor(lines, pool, scaling)
+        short, largest, ties = pool_lines(xz, plan_back.pooling, lines, forth, back, scale, ties=pool == 'max')
+        stacked = stack(plan.stacking, forth, back)
+        walks = _walks(short, *stacked, plan)
+        scanned = scan(walks, torch.float32).view(short.shape)
+        dxz = torch.empty_like(xz)
+        dtokens, dscanned, sums = gate_backward(
+            *(dout, dxz, xz, scanned, (plan_back.gating, plan_back.moments), lines, forth, back, norm, float(eps)),
+            *(pooled, route_dtype(xz)),
+        )
+        grads = scan_backward(walks, dscanned.view(walks.x.shape), torch.float32)
+        dshort, dprojection, dweight = _project_backward(short, stacked[0], stacked[1], walks, grads)
+        dtaps, dtaps_bias = pool_backward(
+            *(dtokens if pooled else dshort, dshort, dxz, xz, plan_back.pooling_back, lines, forth, back, scale),
+            *(largest, ties),
+        )
     channels = short.shape[3]
-    dshort = grads.x.view_as(short)
-    dprojections, dt_weights = [], list(grads.weight)
-    for k, way in enumerate((forth, back)):
-        tokens, dprojected = short[:, :, k].flatten(0, 1), grads.projected[:, :, k].flatten(0, 1)
-        if walks.ready is not None:
-            dstep = grads.ready[..., k * channels : (k + 1) * channels].flatten(0, 1)
-            dt_weights[k] = dstep.T @ (tokens @ way.x_proj_weight[: way.dt_weight.shape[1]].float().T)
-            dprojected = torch.cat([dstep @ way.dt_weight.float(), dprojected], dim=1)
-        dshort[:, :, k] += (dprojected @ way.x_proj_weight.float()).view(dshort[:, :, k].shape)
-        dprojections.append(dprojected.T @ tokens)
-    dtaps = pool_backward(
-        dtokens if pooled else dshort, dshort, dxz, xz, lines, forth, back, pool, scaling, largest, ties
-    )
     dskip = sums[:2] if pooled else grads.skip.view(2, channels)
-    dbias, dA = grads.bias.view(2, channels), grads.A.view(2, channels, -1)
-    parameters = (
-        (dtaps[k, :-1].T[:, None], dtaps[k, -1], dprojections[k], dt_weights[k], dbias[k], dA[k], dskip[k])
-        for k in range(2)
-    )
-    dnorm = sums[2:] if norm is not None else sums.new_empty(2, 0)
-    # clones: an operator's results must not share memory
-    return dxz, *(grad.clone() for direction in parameters for grad in direction), *(grad.clone() for grad in dnorm)
+    found = (dtaps, dtaps_bias, dprojection, dweight, grads.bias.view(2, channels))
+    found = (*found, grads.A.view(2, channels, -1), dskip)
+    dnorm = (sums[2], sums[3]) if norm is not None else (sums.new_empty(0), sums.new_empty(0))
+    return dxz, *(t[0] for t in found), *(t[1] for t in found), *dnorm
+
+
+def _project_backward(short, projection, weight, walks: Walks, grads):
+    """Gradients of the sequences, shaped like `short`, of their projections and of the time steps' weights."""
+    batch, length, _, channels = short.shape
+    count = batch * length
+    tokens = short.view(count, 2, channels).transpose(0, 1)
+    dprojected = grads.projected.view(count, 2, -1).transpose(0, 1)
+    dweight = grads.weight
+    if walks.ready is not None:
+        rank = weight.shape[2]
+        dstep = grads.ready.view(count, 2, channels).transpose(0, 1)
+        low = torch.bmm(tokens, projection[:, :rank].transpose(1, 2))
+        dweight = torch.bmm(dstep.transpose(1, 2), low)
+        dprojected = torch.cat([torch.bmm(dstep, weight), dprojected], dim=2)
+    dshort = grads.x.view(count, 2, channels)
+    dshort.transpose(0, 1).baddbmm_(dprojected, projection)
+    return dshort.view(short.shape), torch.bmm(dprojected.transpose(1, 2), tokens), dweight

@@ -3,7 +3,16 @@
 import torch
 
 from .. import dispatch, registration
-from ..arguments import check_like, check_parameter_dtype, check_same_dtype, check_tensor, compute_dtype
+from ..arguments import (
+    case_of,
+    check_like,
+    check_parameter_dtype,
+    check_same_dtype,
+    check_tensor,
+    compute_dtype,
+    has_passed,
+    note_passed,
+)
 from . import reference
 
 _operator = dispatch.Operator(
@@ -37,7 +46,7 @@ def selective_scan(u, delta, A, Bs, Cs, Ds=None, delta_bias=None, *, softplus=Tr
         Bs, Cs: `(B, K, N, L)`, or `(B, N, L)` for K = 1; the D channels of a group share them.
         Ds: `(K*D,)` skip weights, or None.
         delta_bias: `(K*D,)`, or None.
-        softplus: apply softplus to the time step.
+        softplus: apply softplus to the time step. On by default, other than in Mamba's function.
         backend: 'auto', 'triton', 'cpu', 'torch' or 'reference'; 'auto' obeys MMVMAMBA_BACKEND.
 
     Returns:
@@ -47,9 +56,39 @@ def selective_scan(u, delta, A, Bs, Cs, Ds=None, delta_bias=None, *, softplus=Tr
         TypeError, ValueError: an argument that does not fit, by name.
         BackendUnavailableError: the backend asked for cannot run here.
 
+    For users of `mamba_ssm.ops.selective_scan_interface.selective_scan_fn`:
+
+        | there | here |
+        |---|---|
+        | `delta_softplus=False` by default | `softplus=True` by default: pass `softplus=False` |
+        | B, C `(B, K, N, L)`, or `(B, N, L)` for K = 1 | `Bs`, `Cs`, the same |
+        | B, C `(K*D, N)`, fixed over time | none: expand them to `(B, K*D, N, L)`, a group for each channel |
+        | complex A, B, C | none: real only |
+        | `D` | `Ds` |
+        | `z=...`, the gate | none: multiply the result by `silu(z)` |
+        | `return_last_state=True` | none |
+        | result in the dtype of u | float32 (float64 for float64): `.to(u.dtype)` |
+        | u and delta of any dtypes | one dtype for u, delta, Bs, Cs; A, Ds, delta_bias that one or float32 |
+
     Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", arXiv 2312.00752, alg. 2.
     """
     name = 'selective_scan'
+    tensors = (u, delta, A, Bs, Cs, Ds, delta_bias)
+    case = case_of(name, tensors)
+    if not has_passed(case):
+        _check(name, *tensors)
+        note_passed(case)
+    if Bs.ndim == 3:
+        Bs, Cs = Bs[:, None], Cs[:, None]
+
+    chosen = dispatch.choose(name, backend, u.device.type, u.dtype)
+    if chosen == 'reference':
+        with dispatch.full_precision(u.device):
+            return reference.selective_scan(u, delta, A, Bs, Cs, Ds, delta_bias, softplus)
+    return _scan(u, delta, A, Bs, Cs, Ds, delta_bias, bool(softplus), chosen)
+
+
+def _check(name, u, delta, A, Bs, Cs, Ds, delta_bias):
     check_tensor(name, 'u', u, 3, '(B, K*D, L)')
     check_tensor(name, 'Bs', Bs, (3, 4), '(B, K, N, L) or (B, N, L)')
     check_tensor(name, 'A', A, 2, '(K*D, N)')
@@ -73,11 +112,3 @@ def selective_scan(u, delta, A, Bs, Cs, Ds=None, delta_bias=None, *, softplus=Tr
             check_like(name, label, value, {'K*D': channels}, 'u', u)
     check_same_dtype(name, 'u', u, delta=delta, Bs=Bs, Cs=Cs)
     check_parameter_dtype(name, 'u', u, A=A, Ds=Ds, delta_bias=delta_bias)
-    if Bs.ndim == 3:
-        Bs, Cs = Bs[:, None], Cs[:, None]
-
-    chosen = dispatch.choose(name, backend, u.device.type, u.dtype)
-    if chosen == 'reference':
-        with dispatch.full_precision(u.device):
-            return reference.selective_scan(u, delta, A, Bs, Cs, Ds, delta_bias, softplus)
-    return _scan(u, delta, A, Bs, Cs, Ds, delta_bias, softplus, chosen)

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from .. import dispatch, registration
-from ..arguments import check_like, compute_dtype
+from ..arguments import case_of, check_like, check_number, compute_dtype, has_passed, note_passed
 from .op import TENSORS, check_arguments, implementations, ss2d
 from .routes import CASCADE
 
@@ -41,15 +41,19 @@ def ss2d_norm(
     """
     name = 'ss2d_norm'
     parameters = (x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds)
-    check_arguments(name, x, *parameters, routes)
-    for label, value in (('norm_weight', norm_weight), ('norm_bias', norm_bias)):
-        check_like(name, label, value, {'D': x.shape[3]}, 'x', x)
-    if gate is not None:
-        check_like(name, 'gate', gate, dict(zip('BHWD', x.shape, strict=True)), 'x', x)
+    tensors = (x, *parameters, norm_weight, norm_bias, gate)
+    case = case_of(name, tensors, eps, routes)
+    if not has_passed(case):
+        check_arguments(name, x, *parameters, routes)
+        for label, value in (('norm_weight', norm_weight), ('norm_bias', norm_bias)):
+            check_like(name, label, value, {'D': x.shape[3]}, 'x', x)
+        if gate is not None:
+            check_like(name, 'gate', gate, dict(zip('BHWD', x.shape, strict=True)), 'x', x)
+        check_number(name, 'eps', eps)
+        note_passed(case)
     chosen = dispatch.choose('ss2d', backend, x.device.type, x.dtype)
     # between its halves a cascade normalises by itself; a gate of another dtype promotes the result
     if chosen in ('triton', 'auto') and routes != CASCADE and (gate is None or gate.dtype == x.dtype):
-        tensors = (x, *parameters, norm_weight, norm_bias, gate)
         return _fused(*tensors, eps, routes, registration.needs_gradient(tensors), chosen)
     y = ss2d(x, *parameters, routes=routes, backend=chosen)
     with dispatch.full_precision(x.device):
@@ -92,12 +96,17 @@ def _backward(module, dy, total, *arguments):
         )
     if hasattr(module, 'backward_norm'):
         return module.backward_norm(dy, total, *scan, norm_weight, norm_bias, gate, eps, routes)
-    with torch.enable_grad():
-        leaves = [None if t is None else t.detach().requires_grad_() for t in (total, norm_weight, norm_bias, gate)]
-        y = _normalised(leaves[0].to(compute_dtype(dy)), *leaves[1:], eps, dy.dtype)
-    dtotal, *grads = torch.autograd.grad(y, [t for t in leaves if t is not None], dy)
-    absent = [total.new_empty(0)] if gate is None else []
-    return *module.backward(dtotal, *scan, routes), *grads, *absent
+    dtype = compute_dtype(dy)
+    weight, bias, routes_sum = norm_weight.to(dtype), norm_bias.to(dtype), total.to(dtype)
+    shape = total.shape[-1:]
+    y, mean, scale = torch.native_layer_norm(routes_sum, shape, weight, bias, eps)
+    dgate = dy.new_empty(0)
+    if gate is not None:
+        dgate = torch.ops.aten.silu_backward(dy * y.to(dy.dtype), gate)
+        dy = dy * F.silu(gate)
+    every = [True] * 3
+    grads = torch.ops.aten.native_layer_norm_backward(dy.to(dtype), routes_sum, shape, mean, scale, weight, bias, every)
+    return *module.backward(grads[0], *scan, routes), *grads[1:], dgate
 
 
 _fused = registration.CustomOperator(

@@ -4,7 +4,15 @@ import torch
 from torch.nn import functional as F
 
 from .. import dispatch, registration
-from ..arguments import check_like, check_parameter_dtype, check_tensor, compute_dtype
+from ..arguments import (
+    case_of,
+    check_like,
+    check_parameter_dtype,
+    check_tensor,
+    compute_dtype,
+    has_passed,
+    note_passed,
+)
 from . import reference
 from .routes import CASCADE, PAIR, PATTERNS
 
@@ -51,7 +59,10 @@ def ss2d(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, *, routes='cr
     """
     name = 'ss2d'
     parameters = (x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds)
-    check_arguments(name, x, *parameters, routes)
+    case = case_of(name, (x, *parameters), routes)
+    if not has_passed(case):
+        check_arguments(name, x, *parameters, routes)
+        note_passed(case)
     chosen = dispatch.choose(name, backend, x.device.type, x.dtype)
     if routes == CASCADE:
         return _cascade(x, *parameters, chosen)

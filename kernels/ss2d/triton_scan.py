@@ -43,9 +43,8 @@ def walks_of(x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, routes) -
             "below 2**31; use smaller images or backend='torch'"
         )
     x = dense(x).view(batch, height * width, channels)
-    dtype = route_dtype(x)
-    flat = F.linear(x.to(dtype), x_proj_weight.to(dtype).reshape(count * columns, channels))
-    single = torch.float32
+    dtype, single = route_dtype(x), torch.float32
+    flat = F.linear(dense(x, dtype), dense(x_proj_weight, dtype).view(count * columns, channels))
     by_columns, reverses, keeps = _pattern(routes)
     return Walks(
         x,
@@ -74,10 +73,10 @@ def backward(dy, x, x_proj_weight, dt_projs_weight, dt_projs_bias, As, Ds, route
     # products in the dtype of the projections, as in the forward pass; sums stay float32
     dtype = route_dtype(x)
     grads = scan_backward(walks, dense(dy), dtype, dtype)
-    weight = x_proj_weight.to(dtype).reshape(-1, x.shape[3])
+    weight = dense(x_proj_weight, dtype).view(-1, x.shape[3])
     flat = grads.projected.view(-1, weight.shape[0])
     dx = add_up(grads.x, x.dtype, flat @ weight)
-    dx_proj = (flat.T @ walks.x.view(-1, x.shape[3]).to(dtype)).view(x_proj_weight.shape)
+    dx_proj = (flat.T @ dense(walks.x, dtype).view(-1, x.shape[3])).view(x_proj_weight.shape)
     return dx.view(x.shape), dx_proj, grads.weight, grads.bias.view(dt_projs_bias.shape), grads.A, grads.skip
 
 

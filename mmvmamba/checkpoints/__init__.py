@@ -7,9 +7,9 @@ registers each family with the names of its published files.
 
 from . import download, scheme
 from .download import WeightsUnavailable
-from .fitting import Report, load, recognise
+from .fitting import Report, fit, fit_part, load, recognise
 from .published import find, published
-from .reading import RESOLVERS, CheckpointError, locate, read, read_file
+from .reading import RESOLVERS, CheckpointError, guard, locate, read, read_file
 from .translating import Family, architecture, register
 
 __all__ = [
@@ -19,6 +19,9 @@ __all__ = [
     'WeightsUnavailable',
     'architecture',
     'find',
+    'fit',
+    'fit_part',
+    'guard',
     'load',
     'locate',
     'published',

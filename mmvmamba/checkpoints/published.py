@@ -11,7 +11,9 @@ from .reading import CheckpointError
 
 SCHEME = 'mmvmamba://'
 MIRROR = 'MMVMAMBA_MIRROR'
-METAFILE = Path(__file__).parents[1] / '.mim/configs/metafile.yml'
+_HERE = Path(__file__).parents[1]
+# where the folder `configs` lies: in an installed package, or, where a clone has no symbolic links, at its top
+HOME = next((path for path in (_HERE / '.mim', _HERE.parent) if (path / 'configs/metafile.yml').is_file()), None)
 
 
 class Published(NamedTuple):
@@ -52,11 +54,14 @@ class Published(NamedTuple):
 
 @functools.cache
 def published() -> dict[str, Published]:
-    """Every name and its file, in the metafile's order."""
+    """Every name and its file, in the metafile's order; none if there is no metafile."""
     import yaml
 
-    content = yaml.load(METAFILE.read_text(encoding='utf-8'), getattr(yaml, 'CSafeLoader', yaml.SafeLoader))
     found = {}
+    if HOME is None:
+        return found
+    text = (HOME / 'configs/metafile.yml').read_text(encoding='utf-8')
+    content = yaml.load(text, getattr(yaml, 'CSafeLoader', yaml.SafeLoader))
     for section, kind in (('Backbones', 'backbone'), ('Models', 'model'), ('Further Models', 'model')):
         for row in content.get(section, []):
             if row['Weights']:
@@ -72,6 +77,8 @@ def find(source: str) -> Published:
     Raises:
         CheckpointError: no such name; with the nearest ones.
     """
+    if HOME is None and source.startswith(SCHEME):
+        raise CheckpointError(f'{source}: names need configs/metafile.yml, which this installation of mmvmamba lacks')
     if not source.startswith(SCHEME):
         return next((entry for entry in published().values() if entry.address == source), Published('', source))
     name = source.removeprefix(SCHEME)

@@ -1,14 +1,19 @@
 """Checkpoint files into names and tensors, without running anything that is in them."""
 
+import codecs
 import contextlib
+import contextvars
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
-_CONTAINERS = ('model_ema', 'state_dict_ema', 'state_dict', 'model')  # averaged weights first: they were published
+CONTAINERS = ('model', 'state_dict_ema', 'state_dict', 'model_ema')
+"""Entries of a file that may hold parameters; the first one counts. Families of backbones may say another order."""
 
 
 class CheckpointError(ValueError):
@@ -30,7 +35,7 @@ def read(path: str | Path, *, trust: bool = False) -> dict[str, torch.Tensor]:
         FileNotFoundError: no such file.
         CheckpointError: a file that is truncated, damaged, carries code, or holds no parameters.
     """
-    return parameters(read_file(path, trust=trust), str(path))[1]
+    return parameters(read_file(path, trust=trust), path).state_dict
 
 
 def read_file(path: str | Path, *, trust: bool = False) -> dict:
@@ -39,6 +44,12 @@ def read_file(path: str | Path, *, trust: bool = False) -> dict:
     Args:
         path: as for `read`.
         trust: unpickle whatever the file holds, which runs whatever code it carries. Otherwise such a file is refused.
+
+    Returns:
+        The file's content, tensors on the CPU.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as `read`.
     """
     path = locate(path)
     if path.is_dir():
@@ -56,8 +67,9 @@ def read_file(path: str | Path, *, trust: bool = False) -> dict:
             return load_file(path)
         except SafetensorError as error:
             raise CheckpointError(f'{path} is truncated or damaged ({error}); get the file again') from error
+    trust = trust or _trusting.get()
     try:
-        with contextlib.nullcontext() if trust else _harmless_types():
+        with contextlib.nullcontext() if trust else _allowing(_harmless_types()):
             content = torch.load(path, map_location='cpu', weights_only=not trust)
     except pickle.UnpicklingError as error:
         if trust:
@@ -68,7 +80,7 @@ def read_file(path: str | Path, *, trust: bool = False) -> dict:
         ) from error
     except (ImportError, AttributeError) as error:  # only a trusted file imports anything
         raise CheckpointError(f'{path} needs something to be unpickled that is not installed here: {error}') from error
-    except (RuntimeError, EOFError, OSError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError, AssertionError) as error:
         raise CheckpointError(f'{path} is truncated or damaged ({_reason(error)}); get the file again') from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f'{path} holds a {type(content).__name__}; expected a mapping of names to tensors')
@@ -78,7 +90,7 @@ def read_file(path: str | Path, *, trust: bool = False) -> dict:
 def _reason(error: Exception) -> str:
     """What torch found, without the advice that it wraps around it."""
     lines = str(error.__context__ or error).strip().splitlines()
-    return lines[0].rstrip('.') if lines else type(error).__name__
+    return lines[0].partition('. Please use ')[0].rstrip('.') if lines else type(error).__name__
 
 
 # Settings that published files carry beside their parameters. They are read into plain containers under the same names,
@@ -89,15 +101,99 @@ _SETTINGS = [
 ]
 
 
-def _harmless_types():
-    """Allow settings, and the few harmless types with which mmengine records training state."""
-    if not hasattr(torch.serialization, 'safe_globals'):  # torch 2.4: parameters alone
-        return contextlib.nullcontext()
+def _harmless_types() -> list:
+    """What published files and mmengine's training state consist of beside tensors and plain containers.
+
+    NumPy 2 moved the two functions that its pickles name; each is known under both names whichever NumPy is here.
+    """
+    core = np.core if np.__version__.startswith('1.') else np._core
+    arrays = [
+        _renamed(function, f'numpy.{name}.multiarray.{function.__name__}')
+        for function in (core.multiarray._reconstruct, core.multiarray.scalar)
+        for name in ('core', '_core')
+    ]
+    arrays += [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in np.typecodes['All']}]
     try:
-        from mmengine.runner.checkpoint import get_torch_safe_globals
-    except ImportError:  # the original mmengine, whose own loader asks for no list
-        return torch.serialization.safe_globals(_SETTINGS)
-    return torch.serialization.safe_globals([*get_torch_safe_globals(), *_SETTINGS])
+        from mmengine.logging.history_buffer import HistoryBuffer
+    except ImportError:  # then nothing here can use it
+        HistoryBuffer = type('HistoryBuffer', (), {'__module__': 'mmengine.logging.history_buffer'})
+
+    def method(owner, name):
+        """All that a history needs `getattr` for: its public methods."""
+        if owner is not HistoryBuffer or name.startswith('_'):
+            raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r})')
+        return getattr(owner, name)
+
+    # torch 2.4 does not know the last four, later ones do
+    return [
+        *_SETTINGS,
+        *arrays,
+        HistoryBuffer,
+        _renamed(method, 'builtins.getattr'),
+        slice,
+        codecs.encode,
+        bytearray,
+        set,
+        complex,
+    ]
+
+
+def _renamed(function, path: str):
+    """The function under the path by which a pickle looks for it."""
+
+    def call(*arguments):
+        return function(*arguments)
+
+    call.__module__, _, call.__name__ = path.rpartition('.')
+    call.__qualname__ = call.__name__
+    return call
+
+
+@contextlib.contextmanager
+def _allowing(types: list):
+    """Let torch.load(weights_only=True) build these types within, as `torch.serialization.safe_globals` of 2.5 does."""
+    before = list(torch.serialization.get_safe_globals())
+    torch.serialization.add_safe_globals(types)
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+_trusting = contextvars.ContextVar('trusting', default=False)
+
+
+@contextlib.contextmanager
+def guard(trust: bool = False):
+    """Within, whatever mmengine reads from a file or a web address is read by `read_file`.
+
+    mmengine's own loader unpickles anything, or refuses its own training state, depending on versions. Runners and
+    inferencers inside behave alike on all of them:
+
+        with checkpoints.guard():
+            inferencer = DetInferencer('my_config.py', 'epoch_12.pth')
+
+    Args:
+        trust: of every file that is read inside, see `read_file`.
+    """
+    from mmengine.runner.checkpoint import CheckpointLoader
+
+    def load_from_mmvmamba(filename, map_location=None):
+        content = read_file(filename)
+        if 'state_dict' not in content:  # the only container that mmengine looks into
+            content['state_dict'] = parameters(content, filename).state_dict
+        return content
+
+    schemes, token = CheckpointLoader._schemes, _trusting.set(trust)
+    CheckpointLoader._schemes = dict(schemes)
+    try:
+        CheckpointLoader.register_scheme(('', 'http://', 'https://'), load_from_mmvmamba, force=True)
+        with _allowing(_harmless_types()):
+            yield
+    finally:
+        CheckpointLoader._schemes = schemes
+        _trusting.reset(token)
 
 
 RESOLVERS: dict[str, Callable[[str], Path]] = {}
@@ -115,13 +211,60 @@ def open_source(source, trust: bool) -> dict:
     return dict(source) if isinstance(source, Mapping) else read_file(source, trust=trust)
 
 
-def parameters(content: Mapping, label: str) -> tuple[str, dict[str, torch.Tensor]]:
-    """The entry that holds parameters, and the parameters."""
-    container = next((key for key in _CONTAINERS if isinstance(content.get(key), Mapping)), '')
-    found = content[container] if container else content
-    if not found or not all(isinstance(value, torch.Tensor) for value in found.values()):
+class Entry(NamedTuple):
+    """Parameters out of a file.
+
+    Attributes:
+        name: the entry of the file that holds them, '' for a bare state dict.
+        state_dict: names to tensors.
+        others: further entries that hold parameters.
+    """
+
+    name: str
+    state_dict: dict[str, torch.Tensor]
+    others: list[str]
+
+
+def parameters(content: Mapping, label, container: str | None = None, order: tuple[str, ...] = CONTAINERS) -> Entry:
+    """Find the parameters in the content of a file.
+
+    Args:
+        content: names to tensors, bare or in an entry.
+        label: how messages call the content.
+        container: the entry to take; None takes the first of `order` that is there.
+        order: entries that are looked for.
+
+    Raises:
+        CheckpointError: no parameters, or not where they are expected.
+    """
+    found = [key for key, value in content.items() if _holds_parameters(value)]
+    if container is None:
+        if _holds_parameters(content):
+            return Entry('', _copy(content), [])
+        container = next((key for key in order if key in found), None)
+    if container not in found:
+        kinds = [f'{key}: {type(value).__name__}' for key, value in list(content.items())[:8]]
+        if container is not None:
+            raise CheckpointError(
+                f'{label} has no parameters under container={container!r}; '
+                + (f'expected one of {found}' if found else f'found {kinds}')
+            )
         raise CheckpointError(
-            f'{label} holds no parameters: expected names to tensors, bare or under one of {list(_CONTAINERS)}, '
-            f'found {[f"{k}: {type(v).__name__}" for k, v in list(found.items())[:8]]}'
+            f'{label} holds no parameters: expected names to tensors, bare or under one of {list(order)}, found {kinds}'
+            + (f'. To take an entry of another name: container={found[0]!r}' if found else '')
         )
-    return container, dict(found)
+    taken = content[container]
+    others = [key for key in found if any(content[key].get(name) is not value for name, value in taken.items())]
+    return Entry(container, _copy(taken), others)
+
+
+def _holds_parameters(value) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(v, torch.Tensor) for v in value.values())
+
+
+def _copy(state_dict: Mapping) -> OrderedDict:
+    """A copy that keeps the versions of the modules, by which some of the toolboxes' heads convert old names."""
+    copied = OrderedDict(state_dict)
+    if hasattr(state_dict, '_metadata'):
+        copied._metadata = state_dict._metadata
+    return copied

@@ -5,6 +5,9 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
+from torch import nn
+
+from .reading import CONTAINERS, CheckpointError
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -18,6 +21,7 @@ class Family(NamedTuple):
         archs: the published architectures, each with its measures.
         measure: parameters (our names) to those measures that their shapes tell; None for another family's.
         translate: published parameters, and the model's, to parameters under the model's names.
+        containers: entries of a file that may hold parameters, in the order in which the published readers look.
     """
 
     name: str
@@ -25,6 +29,7 @@ class Family(NamedTuple):
     archs: Mapping[str, Mapping]
     measure: Callable[[Tensors], dict | None]
     translate: Callable[[Tensors, Tensors], dict[str, torch.Tensor]]
+    containers: tuple[str, ...] = CONTAINERS
 
 
 _FAMILIES: dict[str, Family] = {}
@@ -33,6 +38,12 @@ _FAMILIES: dict[str, Family] = {}
 def register(family: Family) -> None:
     """Make a family known; its backbones carry its name in `family`."""
     _FAMILIES[family.name] = family
+
+
+def family_of(model: nn.Module) -> Family | None:
+    """The family of a backbone, or of a model's backbone; None for others'."""
+    name = getattr(model, 'family', None) or getattr(getattr(model, 'backbone', None), 'family', None)
+    return _FAMILIES.get(name)
 
 
 def identify(state_dict: Tensors) -> tuple[Family | None, str, dict]:
@@ -53,15 +64,48 @@ def architecture(state_dict: Tensors) -> str:
     return ', '.join(f'{key}={value}' for key, value in measures.items())
 
 
-def translate(state_dict: Tensors, model) -> tuple[dict[str, torch.Tensor], list[str], list[str]]:
-    """Translate a state dict to a backbone's names: the result, what was dropped, what is missing by right."""
+# what wraps a module without being part of it
+_WRAPPERS = re.compile(
+    r'^((module|_orig_mod|_fsdp_wrapped_module)\.)+|\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.'
+)
+
+
+def unwrapped(name: str) -> str:
+    """A parameter's name without what DistributedDataParallel, torch.compile and the like put into it."""
+    return _WRAPPERS.sub('', name)
+
+
+def unwrap(state_dict: Tensors, label) -> dict[str, torch.Tensor]:
+    """Parameters under `unwrapped` names.
+
+    Raises:
+        CheckpointError: two parameters that then have the same name.
+    """
+    result = {}
+    for name, value in state_dict.items():
+        if unwrapped(name) in result:
+            raise CheckpointError(f'{label} has {unwrapped(name)} twice, the second time as {name}')
+        result[unwrapped(name)] = value
+    return result
+
+
+def translate(state_dict: Tensors, family: Family, expected: Tensors):
+    """Translate a backbone's parameters.
+
+    Args:
+        state_dict: names as published, or as a detector's with `backbone.` in front.
+        family: of the backbone.
+        expected: the backbone's own parameters.
+
+    Returns:
+        Names to tensors; names that are not used by right; names that may be missing by right.
+    """
     dropped = []
     if any(name.startswith('backbone.') for name in state_dict):
         dropped += [name for name in state_dict if not name.startswith('backbone.')]
         state_dict = {k.removeprefix('backbone.'): v for k, v in state_dict.items() if k.startswith('backbone.')}
-    expected = model.state_dict()
     fitted = {}
-    for name, value in _FAMILIES[model.family].translate(state_dict, expected).items():
+    for name, value in family.translate(state_dict, expected).items():
         if _surplus(name, expected):
             dropped.append(name)
             continue
@@ -73,27 +117,6 @@ def translate(state_dict: Tensors, model) -> tuple[dict[str, torch.Tensor], list
     if not any(name.startswith('outnorm') for name in state_dict):  # a classifier has none
         fresh = [name for name in expected if name.startswith('outnorm')]
     return fitted, dropped, fresh
-
-
-def clean(state_dict: Tensors) -> dict[str, torch.Tensor]:
-    """Published names into ours where no model is at hand: without prefixes of wrappers, linears as such.
-
-    For a backbone's file without the rest that a classifier has; for a whole model's with `backbone.` and all the rest.
-    """
-    state_dict = {name.removeprefix('module.'): value for name, value in state_dict.items()}
-    own = {name.removeprefix('backbone.'): v for name, v in state_dict.items() if name.startswith('backbone.')}
-    whole = any(not name.startswith('backbone.') for name in state_dict) and bool(own)
-    own = own or state_dict
-    family, _, _ = identify(own)
-    if family is None:
-        return state_dict
-    own = {
-        name: value[..., 0, 0] if value.ndim == 4 and value.shape[-2:] == (1, 1) else value  # no backbone has such
-        for name, value in family.translate(own, {}).items()
-        if not name.startswith(_HEADS) and name != 'cls_token'
-    }
-    rest = {name: value for name, value in state_dict.items() if not name.startswith('backbone.')} if whole else {}
-    return {**{f'backbone.{name}': value for name, value in own.items()}, **rest} if whole else own
 
 
 _HEADS = ('classifier.', 'head.', 'norm.', 'norm_f.')

@@ -30,7 +30,8 @@ class Defect:
         part: 'annotations' or 'images'.
         text: what is wrong with each.
         entries: their positions in the file's list.
-        effect: 'crash' (the toolbox raises an error), 'drop' (it leaves them out), 'empty' (no area inside the image:
+        effect: 'crash' (the toolbox raises an error), 'drop' (it leaves them out), 'unmatched' (so it does, and in a
+            file cut down to some images or categories nothing is wrong with that), 'empty' (no area inside the image:
             training leaves them out, a metric takes them as they are), 'metric' (only the metric needs it).
     """
 
@@ -58,9 +59,9 @@ class Examined:
     defects: list[Defect]
     reported: bool = False
 
-    def left_out(self, part: str) -> set[int]:
-        """Positions of entries that training does without."""
-        chosen = (one for one in self.defects if one.part == part and one.effect != 'metric')
+    def left_out(self, part: str, *kept: str) -> set[int]:
+        """Positions of entries that training does without; those with an effect in `kept` do not count."""
+        chosen = (one for one in self.defects if one.part == part and one.effect not in ('metric', *kept))
         return {i for defect in chosen for i in defect.entries}
 
     def usable(self) -> dict:
@@ -82,7 +83,7 @@ class Examined:
         for defect in self.defects:
             total = len(self.content[defect.part])
             text = f'{len(defect.entries)} of {total} {defect.part}: {defect.text}: {self._examples(defect)}'
-            if defect.effect == 'metric' or (evaluates and defect.effect in ('crash', 'drop')):
+            if defect.effect == 'metric' or (evaluates and defect.effect != 'empty'):
                 yield 'error', f'{text}. Evaluation leaves nothing out; repair or remove them'
             elif evaluates:
                 yield 'note', f'{text}. They are evaluated as they are'
@@ -91,12 +92,15 @@ class Examined:
             else:
                 yield 'warning', f'{text}. Left out of training'
         for part in () if evaluates else ('images', 'annotations'):
-            out, total = len(self.left_out(part)), len(self.content.get(part) or ())
+            total = len(self.content.get(part) or ())
+            out = len(self.left_out(part, 'unmatched'))
             if 2 * out > total:
                 yield (
                     'error',
                     f'{out} of {total} {part} cannot be used, more than half: the file or the config is wrong',
                 )
+            elif total and len(self.left_out(part)) == total:
+                yield 'error', f'none of {total} {part} can be used'
 
     def _examples(self, defect: Defect) -> str:
         def name(i: int) -> str:
@@ -114,11 +118,13 @@ def read(path: str | Path) -> dict:
     """Parse an annotation file.
 
     Raises:
-        DataError: it is no JSON, or no COCO file.
+        DataError: it cannot be read, is no JSON, or no COCO file.
     """
     try:
         with open(path, encoding='utf-8') as file, _no_collection():
             content = json.load(file)
+    except OSError as error:
+        raise DataError(f'{path}: cannot be read: {error.strerror}') from error
     except ValueError as error:
         raise DataError(f'{path}: no JSON: {error}') from error
     if not isinstance(content, dict):
@@ -157,7 +163,7 @@ def take(path: str | Path, masks: bool, annotated: bool) -> Examined:
         DataError: see `read`.
     """
     examined = _handed_over.pop(_identity(Path(path)), None)
-    if examined is None or examined.masks != masks:
+    if examined is None or masks > examined.masks:
         examined = examine(read(path) if examined is None else examined.content, masks, annotated)
     return examined
 
@@ -317,7 +323,7 @@ def _references(rows: _Rows, key: str, known: set, part: str) -> _Rows:
     text = f'`{key}` is not among the {part} ({shorten(map(repr, sorted(unknown, key=str)))})'
     if {str(one) for one in unknown} & {str(one) for one in known}:
         text += '; here a text, there a number'
-    return rows.without((value in unknown for value in column), text, 'drop')
+    return rows.without((value in unknown for value in column), text, 'unmatched')
 
 
 def _boxes(rows: _Rows, sizes: dict) -> _Rows:
@@ -338,9 +344,10 @@ def _boxes(rows: _Rows, sizes: dict) -> _Rows:
     return rows.without(empty.tolist(), 'without area or outside their image', 'empty') if empty.any() else rows
 
 
-def _size(image: dict) -> tuple:
+def _size(image: dict) -> tuple[float, ...]:
     """Height and width, without a bound where the file does not say them, which is a defect of the image."""
-    return tuple(image[key] if type(image.get(key)) in _NUMBERS else math.inf for key in ('height', 'width'))
+    sides = (image.get(key) for key in ('height', 'width'))
+    return tuple(side if type(side) in _NUMBERS and side > 0 else math.inf for side in sides)
 
 
 def _masks(rows: _Rows, sizes: dict) -> None:

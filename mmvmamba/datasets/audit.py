@@ -38,7 +38,8 @@ def check(cfg: Config, splits: tuple[str, ...], how_to_get: str, whole: bool = T
         text = '\n'.join(report.lines('error', 'warning'))
         if report.missing:
             raise FileNotFoundError(f'data is missing or wrong:\n{text}\nHow to get it: {how_to_get}')
-        raise DataError(f'the data does not fit the config:\n{text}')
+        way_out = 'If a toolbox can use it all the same, check_data = False in the config looks for missing files only'
+        raise DataError(f'the data does not fit the config:\n{text}\n{way_out}')
     return [f'{finding.place}: {finding.text}' for finding in report.of('warning', 'note')]
 
 
@@ -46,8 +47,8 @@ def _existence(cfg: Config, splits: tuple[str, ...]) -> Report:
     run = _Audit(cfg, 0, False)
     with in_scope(cfg.get('default_scope')):
         for split in splits:
-            for source in sources(cfg, split):
-                run.exists(source)
+            for one in [*sources(cfg, split), *metrics(cfg, split)]:
+                run.exists(one)
     return run.report
 
 
@@ -79,13 +80,17 @@ class _Audit:
         self.model, self.samples, self.hand_over = cfg.get('model') or {}, samples, hand_over
         self.report = Report()
         self.trained: list[list[str]] = []  # names of the training sets
+        self.classes: dict[str, list[str] | None] = {}  # of each dataset
         self.contents: dict[Path, dict | None] = {}
         self.said: set[tuple[str, str]] = set()
 
     def source(self, source: Source) -> None:
         """A dataset."""
         there = self.exists(source)
-        classes = self.names(source)
+        classes = self.classes[source.key] = self.names(source)
+        if source.evaluates and source.checked and not source.in_test_mode:
+            said = 'should have test_mode=True; as it is, images may be filtered and bad samples replaced by others'
+            self.report.add('warning', source.key, said)
         if source.remote:
             self.report.add('info', source.key, 'read by a file backend; not looked at')
         elif there and reads_coco(source.cls):
@@ -93,17 +98,21 @@ class _Audit:
         elif there and all(hasattr(source.cls, word) for word in ('get_label_map', 'load_data_list')):
             self.maps(source, classes)
 
-    def exists(self, source: Source) -> bool:
-        """Whether all files and folders that a config names and a dataset reads are there."""
-        missing = [(key, path) for key, path in source.paths() if not path.exists()]
+    def exists(self, one: Source | Metric) -> bool:
+        """Whether all files and folders that a config names and a dataset or metric reads are there."""
+        missing = [(key, path) for key, path in one.paths() if not path.exists()]
         for key, path in missing:
-            self.report.add('error', path, f'does not exist ({source.key}.{key})')
+            self.report.add('error', path, f'does not exist ({one.key}.{key})')
             self.report.missing = True
         return not missing
 
     def names(self, source: Source) -> list[str] | None:
         """The names of a dataset, compared with the heads and with those of training; None if there are none."""
-        metainfo = source.metainfo()
+        try:
+            metainfo = source.metainfo()
+        except TypeError as error:
+            self.report.add('error', f'{source.key}.metainfo', str(error))
+            return None
         classes = metainfo.get('classes')
         if classes is None:
             return None
@@ -179,7 +188,7 @@ class _Audit:
     def filtered(self, source: Source, path: Path, content: dict, classes: list[str]) -> None:
         """What the dataset's filter leaves of its images."""
         total = len(content['images'])
-        filter_cfg = None if source.evaluates else source.config.get('filter_cfg')
+        filter_cfg = None if source.in_test_mode else source.config.get('filter_cfg')
         small, empty = annotations.filtered(content, classes, filter_cfg)
         if small + empty >= total:
             self.report.add('error', path, annotations.nothing_left(total, small, empty, filter_cfg))
@@ -194,13 +203,7 @@ class _Audit:
     def metric(self, metric: Metric, found: list[Source]) -> None:
         """A metric with an annotation file of its own."""
         path = metric.path
-        if path is None:
-            return
-        if not path.exists():
-            self.report.add('error', path, f'does not exist ({metric.key}.ann_file)')
-            self.report.missing = True
-            return
-        content = self.content(path) if metric.coco else None
+        content = self.content(path) if self.exists(metric) and path is not None and metric.coco else None
         if content is None:
             return
         examined = annotations.examine(content, metric.masks, annotated=metric.compares, metric=metric.compares)
@@ -210,10 +213,8 @@ class _Audit:
             own = dict(source.paths()).get('ann_file')
             if not reads_coco(source.cls) or own is None or own == path or not own.exists():
                 continue
-            classes = source.metainfo().get('classes')
-            for level, text in (
-                () if names.classes_fault(classes) else names.against_file(classes, _categories(content))
-            ):
+            classes = self.classes[source.key]
+            for level, text in names.against_file(classes, _categories(content)) if classes else ():
                 self.report.add(level, path, text)
             other = self.content(own)
             ids = {str(image.get('id')) for image in content['images'] if isinstance(image, dict)}
@@ -249,7 +250,7 @@ class _Audit:
         if loader is None or not all('seg_map_path' in info for info in infos):
             return
         maps = [info['seg_map_path'] for info in infos]
-        without = self.absent(source, dataset.data_prefix['seg_map_path'], maps, len(infos))
+        without = self.absent(source, dataset.data_prefix.get('seg_map_path', source.key), maps, len(infos))
         there = [info for info in infos if info['seg_map_path'] not in without and info['img_path'] not in absent]
         if there:
             self.labels(source, dataset, there, classes)
@@ -257,20 +258,23 @@ class _Audit:
     def labels(self, source: Source, dataset, infos: list[dict], classes: list[str] | None) -> None:
         """The label maps of a dataset, in a sample."""
         chosen = [infos[i] for i in files.spread(len(infos), self.samples)]
-        ignored, folder = dataset.ignore_index, dataset.data_prefix['seg_map_path']
+        ignored, folder = dataset.ignore_index, dataset.data_prefix.get('seg_map_path', source.key)
         looked = label_maps.look(chosen, source.map_loader, classes, ignored, source.reads_images)
         if looked.mistake is not None:
-            self.report.add(
-                'error', source.key, f'{looked.mistake}. The files can be read, so the mistake is in the config'
-            )
+            said = f'{looked.mistake}. The files can be read, so the mistake is in the config'
+            self.report.add('error', source.key, said)
+            return
+        if looked.hindrance is not None:
+            self.report.add('info', folder, f'label files were not looked at: {looked.hindrance}')
             return
         self.report.add('info', folder, f'{len(chosen)} of {len(infos)} label files looked at')
         self.bad(source, folder, looked.bad, len(chosen))
         if classes:
             doubts = label_maps.doubts(looked, classes, len(infos), ignored) if looked.maps > len(looked.bad) else []
-            reduces = bool(source.map_loader.reduce_zero_label)
-            said, advice = label_maps.convention([info['seg_map_path'] for info in chosen[:5]], reduces, len(classes))
-            if looked.bad and advice:
+            reduces = bool(getattr(source.map_loader, 'reduce_zero_label', False))
+            some = [info['seg_map_path'] for info in chosen[:5]]
+            said, advice = label_maps.convention(some, looked, reduces, len(classes), ignored)
+            if looked.bad and advice and not reduces:
                 self.report.add('warning', folder, f'{said}: {advice}')
             for doubt in doubts:
                 level = 'note' if source.evaluates else 'warning'

@@ -110,7 +110,7 @@ class CheckedPipeline:
             raise BadSampleError('the file was not read')
         labels = data.get('gt_seg_map')
         if labels is not None:
-            reason = label_maps.fault(labels, self.labels, self.ignored) or label_maps.deep_fault(data['seg_map_path'])
+            reason = label_maps.fault(labels, data['seg_map_path'], self.labels, self.ignored)
             if reason is not None:
                 raise BadSampleError(reason)
             _fit_size(data, path, labels.shape[:2], 'its label file')
@@ -126,11 +126,15 @@ def _file_fault(error: Exception, data: dict) -> str | None:
     if isinstance(error, BadSampleError):
         return str(error)
     said = f'{type(error).__name__}: {" ".join(str(error).split())}'
-    if isinstance(error, OSError):  # of any backend
+    if isinstance(error, FileNotFoundError):
         return said
-    paths = [data.get(key) for key in ('img_path', 'seg_map_path')]
-    local = [path for path in paths if isinstance(path, str) and '://' not in path]
-    return said if any(files.image_fault(path) for path in local) else None
+    for key, whose in (('img_path', ''), ('seg_map_path', 'its label file: ')):
+        path = data.get(key)
+        local = isinstance(path, str) and '://' not in path
+        fault = files.image_fault(path) if local else None
+        if fault is not None:
+            return whose + fault
+    return said if isinstance(error, OSError) else None  # of any backend
 
 
 def _fit_size(data: dict, path: str, size: tuple[int, int], where: str) -> None:

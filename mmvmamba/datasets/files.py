@@ -61,6 +61,8 @@ def image_fault(path: str, decode: bool = True) -> str | None:
         decode: read all of it; otherwise its head and its end, which takes a tenth of a millisecond.
     """
     try:
+        if not os.path.getsize(path):
+            return 'the file is empty'
         if is_cut(path):
             return 'the file is cut off'
         if not decode:

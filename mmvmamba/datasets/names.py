@@ -98,7 +98,8 @@ def heads(model: dict, key: str = 'model') -> Iterator[tuple[str, dict]]:
     if not learns_names(model):
         return
     counts = any(f'num_{kind}classes' in model for kind in ('', 'things_', 'stuff_'))
-    if counts and 'boundary_threshold' not in model:  # STDC's head of edges
+    # STDC's head of edges, and mask heads that have one mask for all classes
+    if counts and 'boundary_threshold' not in model and not model.get('class_agnostic'):
         yield key, model
     for name, value in model.items():
         if name in _NO_CLASSIFIERS or any(word in name for word in _OTHER_CLASSES):
@@ -121,7 +122,7 @@ def _hint(missing: list[str], categories: list[str]) -> str:
     same = [folded[_folded(name)] for name in missing if _folded(name) in folded]
     if same:
         return f' (but {shorten(map(repr, same), 10)}: case, spaces or hyphens differ)'
-    near = [one for name in missing for one in difflib.get_close_matches(name, categories, 1)]
+    near = dict.fromkeys(one for name in missing for one in difflib.get_close_matches(name, categories, 1))
     return f' (but {shorten(map(repr, near))})' if near else ''
 
 

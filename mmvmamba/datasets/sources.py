@@ -40,7 +40,12 @@ class Source:
 
     @property
     def evaluates(self) -> bool:
-        """Whether samples must not be replaced by others."""
+        """Whether nothing may be left out."""
+        return self.split != 'train' or self.in_test_mode
+
+    @property
+    def in_test_mode(self) -> bool:
+        """Whether the dataset knows that it evaluates."""
         return bool(self.config.get('test_mode', False))
 
     @property
@@ -107,9 +112,10 @@ class Source:
 
     @property
     def reads_images(self) -> bool:
-        """Whether images are files that mmcv decodes."""
+        """Whether images are files that mmcv decodes as OpenCV or Pillow do."""
+        usual = (one for one in self.pipeline if one.get('imdecode_backend', 'cv2') in ('cv2', 'pillow', 'turbojpeg'))
         with in_scope(self.scope):
-            classes = [find_class(TRANSFORMS, one['type'], one.get('_scope_')) for one in self.pipeline]
+            classes = [find_class(TRANSFORMS, one['type'], one.get('_scope_')) for one in usual]
         return any(isinstance(cls, type) and issubclass(cls, LoadImageFromFile) for cls in classes)
 
     @property
@@ -121,6 +127,7 @@ class Source:
     def map_loader(self) -> LoadAnnotations | None:
         """The transform that reads semantic label maps as mmcv's does, if there is one."""
         loaders = (one for one in self.loaders if isinstance(one, LoadAnnotations) and one.with_seg)
+        loaders = (one for one in loaders if not getattr(one, 'with_mask', False))  # needs the image
         return next((one for one in loaders if not _mentions(type(one), 'segments_info')), None)
 
     @property
@@ -174,6 +181,11 @@ class Metric:
     coco: bool
     masks: bool
     compares: bool
+
+    def paths(self) -> Iterator[tuple[str, Path]]:
+        """As a `Source`'s."""
+        if self.path is not None:
+            yield 'ann_file', self.path
 
 
 def metrics(cfg: Config, split: str) -> list[Metric]:

@@ -2,6 +2,7 @@
 
 from .durable import DurableCheckpointHook
 from .layer_decay import LayerDecayConstructor
+from .loading import StrictLoading
 from .mixed_precision import CpuAmpOptimWrapper
 from .nonfinite import NonFiniteGuard
 from .randomness import ReproducibleRandomness, seed_worker
@@ -13,6 +14,7 @@ __all__ = [
     'LayerDecayConstructor',
     'NonFiniteGuard',
     'ReproducibleRandomness',
+    'StrictLoading',
     'seed_worker',
     'wrap_blocks',
 ]

@@ -113,11 +113,12 @@ class DurableCheckpointHook(CheckpointHook):
                 self.file_backend.rmtree(path)
 
 
-def latest(work_dir: str | Path) -> tuple[str | None, list[str]]:
+def latest(work_dir: str | Path, trust: bool = False) -> tuple[str | None, list[str]]:
     """The newest checkpoint of a work folder that can be read, and why newer ones cannot.
 
     Args:
         work_dir: where `last_checkpoint` lies, or checkpoints named after their epoch or iteration.
+        trust: see `checkpoints.read_file`.
 
     Returns:
         Path, or None where there is no checkpoint at all; and one sentence for each damaged one that was passed over.
@@ -128,7 +129,7 @@ def latest(work_dir: str | Path) -> tuple[str | None, list[str]]:
     damaged = []
     for path in _newest_first(Path(work_dir)):
         try:
-            _check(path)
+            _check(path, trust)
         except (FileNotFoundError, checkpoints.CheckpointError) as error:
             damaged.append(str(error))
             continue
@@ -161,7 +162,7 @@ def _newest_first(work_dir: Path) -> list[Path]:
     return [last, *(numbered[key] for key in sorted(before, reverse=True))]
 
 
-def _check(path) -> None:
+def _check(path, trust: bool) -> None:
     """Refuse a file that is truncated, altered or carries code. Folders and remote files are left to who wrote them."""
     if '://' in str(path) or path.is_dir():
         return
@@ -173,4 +174,4 @@ def _check(path) -> None:
             raise checkpoints.CheckpointError(f'{path} is truncated or damaged ({error})') from error
         if broken is not None:
             raise checkpoints.CheckpointError(f'{path} is damaged: the checksum of {broken} in it is wrong')
-    checkpoints.read_file(path)
+    checkpoints.read_file(path, trust=trust)

@@ -90,10 +90,20 @@ def task_of(cfg: Config) -> str:
     return scope
 
 
+def data_exists(cfg: Config, splits: tuple[str, ...]) -> bool:
+    """Whether all files and folders of a config are there, which takes no time to find out. See `check_data`."""
+    try:
+        audit.check(cfg, splits, '', whole=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def check_data(cfg: Config, splits: tuple[str, ...]) -> list[str]:
     """Refuse a config whose data is missing or does not fit it, before a model is built; returns lines for the log.
 
-    The first process looks at the data, the others at whether it exists.
+    The first process looks at the data, the others at whether it exists. So does the first if the config has
+    `check_data = False`, for data that the toolbox can use and we refuse.
 
     Args:
         cfg: the config.
@@ -103,7 +113,8 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> list[str]:
         FileNotFoundError: every missing path, and how to get the data.
         DataError: everything else that is wrong.
     """
-    return audit.check(cfg, splits, _HOW_TO_GET[task_of(cfg)], whole=_is_first_process(cfg))
+    whole = _is_first_process(cfg) and cfg.get('check_data', True)
+    return audit.check(cfg, splits, _HOW_TO_GET[task_of(cfg)], whole)
 
 
 def _is_first_process(cfg: Config) -> bool:

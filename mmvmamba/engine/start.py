@@ -34,7 +34,7 @@ def settle(cfg: Config, from_scratch: bool = False, trust: bool = False) -> list
         raise ValueError(f'--from-scratch contradicts load_from={cfg.load_from!r} of the config')
     if from_scratch or cfg.get('load_from'):
         _remove_pretrained(cfg.model)
-    found = list(_pretrained(cfg.model))
+    found = list(pretrained(cfg.model))
     for entry, backbone in found:
         _have(entry, backbone, trust)
     if found or cfg.get('resume') or cfg.get('load_from'):
@@ -45,11 +45,13 @@ def settle(cfg: Config, from_scratch: bool = False, trust: bool = False) -> list
 
 def _have(entry: dict, backbone: bool, trust: bool) -> None:
     """Find the checkpoint of an entry on this machine, downloaded if need be; mmengine's own schemes are left to it."""
-    source = str(entry['checkpoint'])
+    source = str(entry.get('checkpoint') or '')
+    if not source:  # which the backbone refuses in its own words
+        return
     scheme = source.partition('://')[0] if '://' in source else ''
     try:
         if backbone and scheme in ('', 'mmvmamba'):
-            checkpoints.read(source, trust=trust)
+            checkpoints.read_file(source, trust=trust or entry.get('trust', False))
             if trust:
                 entry['trust'] = True
         elif scheme in ('', 'mmvmamba', 'http', 'https') and not checkpoints.locate(source).exists():
@@ -79,8 +81,8 @@ def _modules(node):
             nodes += [(value, False) for value in node]
 
 
-def _pretrained(model):
-    """Yield every entry of the kind `Pretrained`, and whether it is a backbone's."""
+def pretrained(model):
+    """Yield every `init_cfg` entry of the kind `Pretrained` in a model's config, and whether it is a backbone's."""
     for node, backbone in _modules(model):
         yield from ((entry, backbone) for entry in _entries(node) if _is_pretrained(entry))
 

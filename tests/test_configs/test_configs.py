@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import OPTIM_WRAPPERS, RUNNERS, STRATEGIES, DefaultScope, init_default_scope
 
-from mmvmamba.engine.launch import prepare, task_of
+from mmvmamba.engine.launch import enable_tta, prepare, task_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 PATHS = sorted(path for folder in (CONFIGS, CONFIGS / 'demo') for path in folder.glob('*.py'))
@@ -180,3 +180,12 @@ def test_distributed_examples_change_how_training_is_shared_and_nothing_else(pat
     assert OPTIM_WRAPPERS.get(ours.pop('type')) is not None
     del theirs['type']
     assert ours == theirs
+
+
+@pytest.mark.parametrize('path', PATHS, ids=IDS)
+def test_evaluation_sees_one_image_at_a_time_and_augments_near_its_scale(path, tmp_path):
+    """A batch is padded to its largest image, and scans run over the padding: its neighbours would change a result."""
+    cfg = load(path, tmp_path)
+    assert cfg.val_dataloader.batch_size == cfg.test_dataloader.batch_size == 1
+    enable_tta(cfg)
+    assert cfg.test_dataloader.dataset.pipeline == cfg.tta_pipeline

@@ -10,8 +10,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 
 from mmvmamba.checkpoints import published as published_files
-from mmvmamba.engine import start
 from mmvmamba.engine.launch import prepare
+from mmvmamba.engine.start import pretrained
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
@@ -156,10 +156,10 @@ def test_nothing_is_claimed_as_ours():
 @pytest.mark.parametrize('name', METAFILE)
 def test_training_starts_from_what_the_published_figure_started_from(name):
     (file,) = (file for file, names in STARTED_FROM.items() if name in names.split())
-    entries = list(start._pretrained(Config.fromfile(CONFIGS / f'{name}.py').model))
-    assert [(entry.checkpoint, backbone) for entry, backbone in entries] == [
-        (f'mmvmamba://{METAFILE[name]["Starts From"]}', True)
-    ]
+    model = Config.fromfile(CONFIGS / f'{name}.py').model
+    ((entry, of_the_backbone),) = pretrained(model)
+    assert entry.checkpoint == f'mmvmamba://{METAFILE[name]["Starts From"]}'
+    assert of_the_backbone
     assert published_files()[METAFILE[name]['Starts From']].file == file
     said = (CONFIGS / f'{name}.py').read_text()
     assert f"init_cfg=dict(type='Pretrained', checkpoint='mmvmamba://{METAFILE[name]['Starts From']}')" in said
@@ -167,13 +167,13 @@ def test_training_starts_from_what_the_published_figure_started_from(name):
 
 @pytest.mark.parametrize('path', sorted((CONFIGS / 'demo').glob('*.py')), ids=lambda path: path.stem)
 def test_demos_start_from_scratch_and_say_so(path):
-    assert not list(start._pretrained(Config.fromfile(path).model))
+    assert not list(pretrained(Config.fromfile(path).model))
     assert 'from scratch: nobody publishes weights of this size' in path.read_text()
 
 
 @pytest.mark.parametrize('path', sorted((CONFIGS / 'distributed').glob('*.py')), ids=lambda path: path.stem)
 def test_distributed_examples_start_as_what_they_share(path):
-    ((entry, _),) = start._pretrained(Config.fromfile(path).model)
+    ((entry, _),) = pretrained(Config.fromfile(path).model)
     assert entry.checkpoint == 'mmvmamba://vmamba_base_s2l15'
 
 

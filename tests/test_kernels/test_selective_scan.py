@@ -178,7 +178,7 @@ def test_compiles_without_graph_break(backend):
         (
             dict(A=torch.zeros(32, 1, dtype=torch.float64)),
             TypeError,
-            'A has dtype torch.float64; expected torch.float32',
+            'A has dtype torch.float64; expected torch.float32 as u is torch.float32',
         ),
         (dict(Bs=torch.zeros(2, 5, 1, 33)), ValueError, 'K = 5 groups, which does not divide the 32 channels'),
         (dict(Cs=torch.zeros(2, 4, 2, 33)), ValueError, r'Cs has shape \(2, 4, 2, 33\)'),

@@ -112,9 +112,21 @@ def test_from_scratch_is_said_first(shapes, tmp_path):
     assert 'from scratch: training starts from random weights (--from-scratch)' in log_of(tmp_path).splitlines()[0]
 
 
-def test_resuming_needs_no_published_weights(started, shapes):
-    done = train(shapes, started, '--resume', options=[*FROM_NAME, 'train_cfg.max_iters=2'])
+def test_fine_tuning_a_whole_model_on_other_classes(started, shapes, tmp_path):
+    """All from the name, strictly, but what belongs to the classes, which is fresh on request, and listed."""
+    content = torch.load(started / 'iter_1.pth', weights_only=False)['state_dict']
+    other = ('decode_head.conv_seg', 'auxiliary_head.conv_seg')
+    for name in [name for name in content if name.startswith(other)]:
+        content[name] = torch.ones(150, *content[name].shape[1:])
+    torch.save({'state_dict': content}, tmp_path / published()['upernet_vmamba_t'].file)
+    still = ['optim_wrapper.optimizer.lr=0', 'param_scheduler=None', 'load_from=mmvmamba://upernet_vmamba_t']
+    environment = dict(MMVMAMBA_WEIGHTS=str(tmp_path))
+    done = train(shapes, tmp_path / 'work', '--fresh-heads', options=[*FROM_NAME, *still], **environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = torch.load(tmp_path / 'work/iter_1.pth', weights_only=False)['state_dict']
+    kept = [name for name in content if not name.startswith(other) and 'running_' not in name and 'batches' not in name]
+    assert all(torch.equal(found[name], content[name]) for name in kept)
+    assert all(name in log_of(tmp_path / 'work') for name in content if name.startswith(other))
 
 
 def test_a_name_is_evaluated_and_drawn_with(started, shapes, tmp_path):

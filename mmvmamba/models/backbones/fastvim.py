@@ -12,7 +12,6 @@ import torch
 from mmengine.logging import print_log
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from mmvmamba import checkpoints
 from mmvmamba.kernels.dispatch import BACKENDS
@@ -23,6 +22,7 @@ from ..arguments import architecture, check_choice, check_image, check_out_indic
 from ..layers.drop_path import DropPath
 from ..layers.pooled_mixer import PooledMixer
 from ..layers.positions import resize_positions
+from ..layers.recompute import recomputed
 from .base import BaseBackbone
 
 _COMMON = dict(d_state=16, expand=2, d_conv=4, dt_rank='auto', patch_size=16, drop_path_rate=0.0)
@@ -179,27 +179,24 @@ class FastVim(BaseBackbone):
     def _output_norms(self) -> list[tuple[int, nn.Module]]:
         return [(block, getattr(self, f'outnorm_{i}')) for i, block in enumerate(self.out_indices)]
 
-    def _load_from_state_dict(self, state_dict, prefix, *arguments):
-        """Refuse weights of another patch size, bring the position embedding to this model's grid, load."""
-        weight = state_dict.get(f'{prefix}patch_embed.proj.weight')
-        if weight is not None and weight.shape[2:] != self.patch_embed.proj.weight.shape[2:]:
-            theirs = ' x '.join(str(side) for side in weight.shape[2:])
+    def _adapted(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """Refuse weights of another patch size, bring the position embedding to this model's grid."""
+        if name == 'patch_embed.proj.weight' and value.shape[2:] != self.patch_embed.proj.weight.shape[2:]:
+            theirs = ' x '.join(str(side) for side in value.shape[2:])
             raise checkpoints.CheckpointError(
                 f'{type(self).__name__}: the checkpoint was trained with patches of {theirs} pixels, this model has '
                 f'patch_size={self.patch_size}; build it with the patch size of the checkpoint'
             )
-        key = f'{prefix}pos_embed'
-        embedding = state_dict.get(key)
-        if embedding is not None and embedding.ndim == 3 and embedding.shape[1] != self.pos_embed.shape[1]:
-            side = math.isqrt(embedding.shape[1])
-            if side * side != embedding.shape[1]:
-                raise checkpoints.CheckpointError(
-                    f'{type(self).__name__}: the position embedding of the checkpoint has {embedding.shape[1]} tokens, '
-                    f'which are no square grid, and this model has a grid of {self.grid[0]} x {self.grid[1]}; build it '
-                    f'with img_size=(H, W) of the images that the checkpoint was trained on'
-                )
-            state_dict[key] = resize_positions(embedding, (side, side), self.grid).flatten(1, 2)
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        if name != 'pos_embed' or value.ndim != 3 or value.shape[1] == self.pos_embed.shape[1]:
+            return value
+        side = math.isqrt(value.shape[1])
+        if side * side != value.shape[1]:
+            raise checkpoints.CheckpointError(
+                f'{type(self).__name__}: the position embedding of the checkpoint has {value.shape[1]} tokens, '
+                f'which are no square grid, and this model has a grid of {self.grid[0]} x {self.grid[1]}; build it '
+                f'with img_size=(H, W) of the images that the checkpoint was trained on'
+            )
+        return resize_positions(value, (side, side), self.grid).flatten(1, 2)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Extract feature maps.
@@ -215,10 +212,8 @@ class FastVim(BaseBackbone):
         hidden = hidden + resize_positions(self.pos_embed, self.grid, hidden.shape[1:3])
         outs = []
         for i, block in enumerate(self.layers):
-            if self.with_cp and hidden.requires_grad:
-                hidden, residual = checkpoint(block, hidden, residual, use_reentrant=False)
-            else:
-                hidden, residual = block(hidden, residual)
+            inputs = (hidden, residual)
+            hidden, residual = recomputed(block, *inputs) if self.with_cp else block(*inputs)
             if i in self.out_indices:
                 # a copy: mmcv's RoIAlign reads memory as channels first whatever the strides say
                 out = getattr(self, f'outnorm_{len(outs)}')(hidden)
@@ -234,7 +229,7 @@ def _translate(state_dict, expected) -> dict[str, torch.Tensor]:
     translated = dict(state_dict)
     for name, value in expected.items():
         if re.fullmatch(r'layers\.\d+\.norm\.bias', name) and name not in translated:
-            translated[name] = torch.zeros_like(value)
+            translated[name] = torch.zeros(value.shape, dtype=value.dtype)  # whatever device the model is on
     if 'cls_token' in state_dict and not any(_SCAN_NORM in name for name in state_dict):
         # its authors' classifiers have no norm behind the scan; the published detector gave them a fresh one
         fresh = {name: value for name, value in expected.items() if _SCAN_NORM in name}
@@ -257,4 +252,5 @@ def _measure(state_dict) -> dict | None:
     return dict(embed_dims=patches.shape[0], depth=len(numbers), patch_size=patches.shape[-1])
 
 
-checkpoints.register(checkpoints.Family('fastvim', 'FastVim', ARCHS, _measure, _translate))
+_CONTAINERS = ('state_dict_ema', 'state_dict', 'model', 'model_ema')
+checkpoints.register(checkpoints.Family('fastvim', 'FastVim', ARCHS, _measure, _translate, _CONTAINERS))

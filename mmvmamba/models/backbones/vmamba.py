@@ -10,7 +10,6 @@ import re
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from mmvmamba import checkpoints
 from mmvmamba.kernels.dispatch import BACKENDS
@@ -21,6 +20,7 @@ from ..arguments import architecture, check_choice, check_image, check_out_indic
 from ..layers.drop_path import DropPath
 from ..layers.layout import ToChannelsFirst, ToChannelsLast
 from ..layers.linear import Linear
+from ..layers.recompute import recomputed
 from ..layers.ss2d import SS2D
 from ..layers.ssm_init import SSM_INITS
 from .base import BaseBackbone
@@ -169,7 +169,7 @@ class Stage(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The stage's output before its downsample, `(B, H, W, C)`."""
         for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.with_cp and x.requires_grad else block(x)
+            x = recomputed(block, x) if self.with_cp else block(x)
         return x
 
 

@@ -4,7 +4,6 @@ import argparse
 import re
 import sys
 import types
-from pathlib import Path
 
 import golden_runs
 import pytest
@@ -13,13 +12,12 @@ from mmengine.model import BaseModule
 from mmengine.runner import load_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 from mmvmamba.kernels.testing import load_golden
+from published_files import DATA, Dangerous, as_convolutions, old_names, with_class_token
 from safetensors.torch import save_file
 from torch import nn
 
 from mmvmamba import checkpoints
 from mmvmamba.checkpoints import CheckpointError, published
-
-DATA = Path(__file__).resolve().parents[1] / 'data'
 
 
 @pytest.fixture(autouse=True)
@@ -44,21 +42,6 @@ def golden(name):
     return golden_runs.parameters_of(tensors), lambda **options: build(metadata['official_kwargs'], **options)
 
 
-OLD = ((r'^patch_embed\.0\.', 'patch_embed.proj.'), (r'^patch_embed\.2\.', 'patch_embed.norm.'))
-OLD += ((r'(blocks\.\d+)\.norm\.', r'\1.ln_1.'), (r'\.op\.', '.self_attention.'))
-LINEARS = ('in_proj.weight', 'out_proj.weight', 'fc1.weight', 'fc2.weight')
-
-
-def old_names(parameters):
-    for pattern, replacement in OLD:
-        parameters = {re.sub(pattern, replacement, name): value for name, value in parameters.items()}
-    return parameters
-
-
-def as_convolutions(parameters):
-    return {name: v[..., None, None] if name.endswith(LINEARS) else v for name, v in parameters.items()}
-
-
 def classifier(parameters):
     """VMamba's: without output norms, with a head."""
     body = {name: value for name, value in parameters.items() if not name.startswith('outnorm')}
@@ -73,12 +56,8 @@ def fastvim_classifier(parameters):
 
 def vim_classifier(parameters):
     """With a class token and its position in the middle, and, as its authors build it, no norm behind the scan."""
-    position = parameters['pos_embed']
-    middle = position.shape[1] // 2
-    token = torch.full_like(position[:, :1], 9.0)
-    position = torch.cat([position[:, :middle], token, position[:, middle:]], dim=1)
-    body = {name: value for name, value in fastvim_classifier(parameters).items() if '.layernorm.' not in name}
-    return body | {'cls_token': token, 'pos_embed': position}
+    body = with_class_token(fastvim_classifier(parameters))
+    return {name: value for name, value in body.items() if '.layernorm.' not in name}
 
 
 def lightning(parameters):
@@ -201,6 +180,21 @@ def test_a_name_that_does_not_fit_the_model_is_refused_on_every_road(folder):
         assert all(torch.equal(value, before[name]) for name, value in model.backbone.state_dict().items())
 
 
+def test_a_bare_name_must_fit_its_config_whole(folder, monkeypatch):
+    """An inferencer takes the address out of the metafile and loads loosely; the heads are held to the config here."""
+    name = 'upernet_vmamba_t'
+    parameters, build = golden('vmamba_s1')
+    monkeypatch.setattr(checkpoints.scheme, '_model_of', lambda config: Detector(build()))
+    rest = {'neck.weight': torch.ones(2, 3), 'neck.bias': torch.zeros(2), 'bbox_head.weight': torch.ones(2, 2)}
+    whole = {f'backbone.{key}': value for key, value in parameters.items()} | rest
+    put(folder, name, {'state_dict': whole | {'bbox_head.bias': torch.zeros(2)}})
+    found = CheckpointLoader.load_checkpoint(published()[name].address)['state_dict']
+    assert found.keys() == Detector(build()).state_dict().keys()
+    put(folder, name, {'state_dict': whole})
+    with pytest.raises(CheckpointError, match=r'1 missing:\n  bbox_head\.bias'):
+        CheckpointLoader.load_checkpoint(published()[name].address)
+
+
 def test_mmengine_gets_classes_where_the_file_names_none(folder):
     import mmdet.datasets  # noqa: F401  the toolbox that knows them
 
@@ -213,10 +207,6 @@ def test_mmengine_gets_classes_where_the_file_names_none(folder):
 
 
 def test_code_in_a_published_file_is_refused(folder):
-    class Dangerous:
-        def __reduce__(self):
-            return print, ('ran',)
-
     source = put(folder, 'maskrcnn_vmamba_t', {'state_dict': {'a': torch.ones(1)}, 'hook': Dangerous()})
     for name in (source, published()['maskrcnn_vmamba_t'].address):  # the latter as an inferencer takes it
         with pytest.raises(CheckpointError, match='could run code and are refused'):
@@ -228,3 +218,12 @@ def test_unknown_names_suggest_known_ones(name):
     with pytest.raises(CheckpointError, match=r'nobody publishes weights under this name') as caught:
         checkpoints.read(f'mmvmamba://{name}')
     assert 'vmamba_tiny_s1l8' in str(caught.value) or 'maskrcnn_vmamba_t' in str(caught.value)
+
+
+def test_an_installation_without_the_metafile_says_so(monkeypatch):
+    published.cache_clear()
+    monkeypatch.setitem(checkpoints.find.__globals__, 'HOME', None)
+    with pytest.raises(CheckpointError, match=r'names need configs/metafile\.yml'):
+        checkpoints.locate('mmvmamba://vmamba_tiny_s1l8')
+    checkpoints.scheme.register()
+    published.cache_clear()
