@@ -6,19 +6,27 @@ import importlib
 import importlib.util
 import logging
 import os
+import sys
 
 import torch
 
 BACKENDS = ('triton', 'cpu', 'torch', 'reference')
-"""All backend names. `auto` takes `cpu` or `torch`; `triton` and `reference` run on request."""
+"""All backend names. `auto` takes the first that can run, `triton` only where its kernels have proved themselves."""
 
 ENVIRONMENT_VARIABLE = 'MMVMAMBA_BACKEND'
+
+VERIFY_VARIABLE = 'MMVMAMBA_VERIFY'
+
+VERIFY_MODES = ('first', 'always', 'off')
+"""What `auto` does before it takes a kernel of Triton's: check what no verdict is kept of, check everything once a
+process, trust it."""
 
 OLDEST_TRITON = (3, 6)
 """Older ones lack parts of the language that the kernels are written in."""
 
 _logger = logging.getLogger('mmvmamba.kernels')
 _operators: dict[str, 'Operator'] = {}
+_chosen: dict[tuple, str] = {}
 
 
 class BackendUnavailableError(RuntimeError):
@@ -88,68 +96,109 @@ def _import_operators() -> None:
     importlib.import_module(__package__)
 
 
+def _choose(operator: str, backend: str, asked: str, device_type: str, dtype: torch.dtype) -> str:
+    """What `choose` says; `asked`: the argument `backend`, or what the environment says for it."""
+    source = 'backend=' if asked == backend else f'{ENVIRONMENT_VARIABLE}='
+    if asked == 'auto':
+        return _fastest(operator, device_type, dtype)
+    if asked not in BACKENDS:
+        raise ValueError(f"{operator}: {source}{asked!r} is unknown; expected 'auto' or one of {list(BACKENDS)}")
+    why_not = _operators[operator].why_not
+    reason = why_not(asked, device_type, dtype)
+    if reason is not None:
+        able = [name for name in BACKENDS if why_not(name, device_type, dtype) is None]
+        raise BackendUnavailableError(
+            f'{operator}: {source}{asked!r} cannot run on {device_type}: {reason}. '
+            f"Backends that can run here: {able}; or leave the choice to 'auto'."
+        )
+    if asked == 'triton':
+        what = f"{operator} on {device_type}: using the triton backend, as {source}'triton' asks"
+        _log_once(f'{what}; what is asked for by name need not prove itself first')
+    return asked
+
+
 def choose(operator: str, backend: str, device_type: str, dtype: torch.dtype = torch.float32) -> str:
     """Return the backend that runs `operator`: the argument, else the environment variable, else what `auto` takes.
 
-    Constant under torch.compile: which backend runs is decided when the graph is traced.
+    'auto' comes back where triton can run: each pass of each call then asks `resolve`, with its tensors at hand.
+    Constant under torch.compile: what can run is found when the graph is traced, what has proved itself when it runs.
 
     Raises:
         ValueError: a name that is no backend.
         BackendUnavailableError: a backend that cannot run, with the reason and what can.
     """
-    source = 'backend='
-    if backend == 'auto':
-        backend = os.environ.get(ENVIRONMENT_VARIABLE) or 'auto'
-        source = f'{ENVIRONMENT_VARIABLE}='
-    if backend == 'auto':
-        return _fastest(operator, device_type, dtype)
-    if backend not in BACKENDS:
-        raise ValueError(f"{operator}: {source}{backend!r} is unknown; expected 'auto' or one of {list(BACKENDS)}")
-    why_not = _operators[operator].why_not
-    reason = why_not(backend, device_type, dtype)
-    if reason is not None:
-        able = [name for name in BACKENDS if why_not(name, device_type, dtype) is None]
-        raise BackendUnavailableError(
-            f'{operator}: {source}{backend!r} cannot run on {device_type}: {reason}. '
-            f"Backends that can run here: {able}; or leave the choice to 'auto'."
-        )
-    return backend
+    asked = (os.environ.get(ENVIRONMENT_VARIABLE) or backend) if backend == 'auto' else backend
+    # what else the answer depends on; reading the environment takes longer than all the rest
+    triton = getattr(sys.modules.get('triton'), '__version__', None)
+    interpreted = (
+        None if device_type == 'cuda' else (os.environ.get('TRITON_INTERPRET'), os.environ.get(VERIFY_VARIABLE))
+    )
+    key = (operator, backend, asked, device_type, dtype, _why_not, triton, interpreted)
+    chosen = _chosen.get(key)
+    if chosen is None:
+        chosen = _chosen[key] = _choose(operator, backend, asked, device_type, dtype)
+    return chosen
 
 
 # What torch.compiler.assume_constant_result does; calling it would import torch._dynamo (a second, and triton) with us.
 choose._dynamo_marked_constant = True
 
 
+def verify_mode() -> str:
+    """What MMVMAMBA_VERIFY says, 'first' by default."""
+    mode = os.environ.get(VERIFY_VARIABLE) or VERIFY_MODES[0]
+    if mode not in VERIFY_MODES:
+        raise ValueError(f'{VERIFY_VARIABLE}={mode!r} is unknown; expected one of {list(VERIFY_MODES)}')
+    return mode
+
+
 def resolve(operator: str, direction: str, run, arguments: tuple) -> str:
-    """The backend of a pass for which `choose` left it open.
+    """The backend of a pass that `choose` left open: 'triton' if what it launches has proved itself, else 'torch'.
 
     Args:
         operator: public name.
         direction: 'forward' or 'backward'.
         run: calls the triton implementation with the arguments.
         arguments: what the implementation is given.
+
+    Raises:
+        RuntimeError: while a CUDA graph is captured, what is launched has not proved itself yet.
     """
-    return _fastest('ss2d' if operator == 'ss2d_norm' else operator, arguments[0].device.type, arguments[0].dtype)
+    return importlib.import_module('.verify', __package__).resolve(operator, direction, run, arguments)
 
 
-@functools.cache
+_ONCE_PROVED = ', each variant once it has proved itself on this GPU'
+
+
 def _fastest(operator: str, device_type: str, dtype: torch.dtype) -> str:
-    """First backend that can run; cached, which also makes the log say it once."""
+    """First backend that can run; 'auto' for triton, which each variant decides."""
     why_not = _operators[operator].why_not
     reasons = []
     for backend in BACKENDS:
-        if backend == 'triton':
-            # the interpreter is for tests; and kernels that no GPU has run yet must be asked for by name
-            if device_type == 'cuda':
-                reasons.append("not triton: its kernels have not been tested on a GPU yet; backend='triton' takes it")
+        # the interpreter is for tests, which say so when they want it here
+        if backend == 'triton' and os.environ.get('TRITON_INTERPRET') == '1' and not os.environ.get(VERIFY_VARIABLE):
             continue
         reason = why_not(backend, device_type, dtype)
         if reason is None:
             passed_over = f' ({"; ".join(reasons)})' if reasons else ''
-            _logger.info('%s on %s: using the %s backend%s', operator, device_type, backend, passed_over)
-            return backend
+            how = ''
+            if backend == 'triton':
+                how = f' unchecked ({VERIFY_VARIABLE}=off)' if verify_mode() == 'off' else _ONCE_PROVED
+            _log_once(f'{operator} on {device_type}: using the {backend} backend{how}{passed_over}')
+            return 'auto' if backend == 'triton' else backend
         reasons.append(f'not {backend}: {reason}')
     raise BackendUnavailableError(f'{operator}: no backend can run on {device_type}: {"; ".join(reasons)}')
+
+
+@functools.cache
+def _log_once(text: str) -> None:
+    _logger.info('%s', text)
+
+
+def forget() -> None:
+    """Drop what was chosen, and log it again."""
+    _chosen.clear()
+    _log_once.cache_clear()
 
 
 def full_precision(device: torch.device):

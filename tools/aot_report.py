@@ -3,6 +3,7 @@
 Examples:
     python tools/aot_report.py                     # sm_80 and sm_90, every shape of a published model
     python tools/aot_report.py --targets sm_90 --archs tiny_s1l8 --json report.json
+    python tools/aot_report.py --targets sm_100 sm_120 --archs tiny_s1l8 fastvim_tiny    # Blackwell
 
 One row a kernel, variant and target: registers, bytes spilled, shared memory, how many programs of it a multiprocessor
 holds at a time, and of the largest loop the instructions and special functions per element and route. Exits with 1 if a
@@ -45,9 +46,13 @@ from mmvmamba.models.backbones.vmamba import ARCHS as VMAMBAS
 TARGETS = {
     'sm_80': GPUTarget('cuda', 80, 32),
     'sm_90': GPUTarget('cuda', 90, 32),
+    'sm_100': GPUTarget('cuda', 100, 32),
     'sm_120': GPUTarget('cuda', 120, 32),
     'gfx942': GPUTarget('hip', 'gfx942', 64),
 }
+BUDGETED = ('sm_80', 'sm_90')
+"""Targets whose machine code the budgets of instructions were read from."""
+
 DTYPES = {'bf16': 'bf16', 'fp16': 'fp16', 'fp32': 'fp32'}
 CROSS = dict(K=4, GROUPED=False, LONG_LINES=True, COLUMNS=0b1010, REVERSES=0b1100, KEEPS=0)
 BOTH_WAYS = dict(K=2, GROUPED=True, LONG_LINES=False, COLUMNS=0, REVERSES=0b10, KEEPS=0)
@@ -352,7 +357,7 @@ def measure(variant: Variant, target: str) -> dict:
         row['programs'] = programs(target, row['registers'], row['shared'], compiled.metadata.num_warps)
         row['instructions'] = round(sum(row['loop'].values()) / variant.elements, 1)
         row['specials'] = round(row['loop'].get('MUFU', 0) / variant.elements, 2)
-        if variant.budget is not None and row['instructions'] > variant.budget:
+        if variant.budget is not None and target in BUDGETED and row['instructions'] > variant.budget:
             row['failures'].append(f'{row["instructions"]} instructions, budget {variant.budget}')
         if variant.specials is not None and row['specials'] > variant.specials:
             row['failures'].append(f'{row["specials"]} special functions, budget {variant.specials}')

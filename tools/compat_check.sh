@@ -70,7 +70,12 @@ case $torch in
     newest) wanted=(torch) ;;
     *) wanted=("torch==$torch") ;;
 esac
-step "torch $torch" pip "${wanted[@]}" 'setuptools<80' wheel ninja psutil --extra-index-url "$index"
+# an index that does not answer would be asked again for every package; PyPI's own build, the CUDA one, does as well
+extra=()
+if "$python" -c "import urllib.request; urllib.request.urlopen('$index/torch/', timeout=5)" 2>/dev/null; then
+    extra=(--extra-index-url "$index")
+fi
+step "torch $torch" pip "${wanted[@]}" 'setuptools<80' wheel ninja psutil ${extra[@]+"${extra[@]}"}
 # whatever comes later must not pull another torch over it
 "$folder/venv/bin/python" -c 'import torch; print("torch==" + torch.__version__)' >"$folder/pins"
 

@@ -1,17 +1,22 @@
 """Show what is installed, what can run here, and the command that fixes each problem; half the stack may be missing.
 
-Example: python tools/doctor.py
+Examples:
+    python tools/doctor.py
+    python tools/doctor.py --verify configs/maskrcnn_vmamba_t.py    # on a GPU: every Triton kernel that it needs
 """
 
 import argparse
+import contextlib
 import importlib
 import importlib.metadata
 import json
+import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -237,6 +242,132 @@ def check_machine() -> list[Finding]:
     ]
 
 
+def check_verdicts() -> list[Finding]:
+    """Which Triton kernels have proved themselves on this GPU; a row of its own for each that has not."""
+    try:
+        import torch
+        from mmvmamba.kernels import availability, dispatch
+
+        if not torch.cuda.is_available() or availability('cuda')['triton'] is not None:
+            return []
+        from mmvmamba.kernels import verify
+
+        store = verify.store_of(torch.device('cuda', torch.cuda.current_device()))
+        mode = dispatch.verify_mode()
+    except Exception as error:
+        return [Finding('Triton kernels', PROBLEM, f'their verdicts cannot be looked up: {error!r}')]
+    return list_verdicts(store.entries(), mode)
+
+
+def list_verdicts(entries: dict, mode: str = 'first') -> list[Finding]:
+    """A row for all verdicts on this machine, and one for each failed one."""
+    name, fix = 'Triton kernels', 'python tools/doctor.py --verify CONFIG'
+    failed = [entry for entry in entries.values() if not entry['passed']]
+    proved = len(entries) - len(failed)
+    if mode == 'off':
+        summary = Finding(name, NOTE, 'trusted without a check: MMVMAMBA_VERIFY=off')
+    elif not entries:
+        summary = Finding(name, NOTE, 'none has been checked on this GPU yet: each will be on its first call', fix)
+    else:
+        summary = Finding(name, OK, f'{proved} variants proved on this GPU, {len(failed)} failed')
+    rows = [
+        Finding(
+            f'{entry["operator"]} {entry["direction"]}',
+            NOTE,
+            f'failed its check, the torch backend runs: {entry["call"]}: {entry["reason"]}',
+            fix,
+        )
+        for entry in failed
+    ]
+    return [summary, *rows]
+
+
+def verify_kernels(config: str, shapes: list | None, jobs: int, device: str = 'cuda') -> list[dict]:
+    """Prove every variant of a Triton kernel that a config needs; a row each, with progress on standard error.
+
+    Args:
+        config: path of the config.
+        shapes: batch, height and width, each to be trained and tested with; None for those of the config's data.
+        jobs: processes that check at a time.
+        device: where; 'cuda' unless a GPU is emulated.
+    """
+    from mmvmamba.kernels import verify
+    from rich.console import Console
+    from rich.progress import track
+
+    from mmvmamba.analysis import needed_kernels
+    from mmvmamba.engine import launch
+
+    cfg = launch.load_config(config)
+    wanted = (
+        needed_kernels.shapes(cfg) if shapes is None else [(way, *shape) for shape in shapes for way in (True, False)]
+    )
+    dtypes = needed_kernels.dtypes(cfg)
+    shown = dict(console=Console(stderr=True), transient=True)
+    calls = {}
+    total = len(wanted) * len(dtypes) * len(needed_kernels.backbones(cfg))
+    for found in track(needed_kernels.calls(cfg, wanted, dtypes, device), 'shapes', total, **shown):
+        calls.update(dict.fromkeys(found))
+    pending = verify.variants(track(calls, 'variants', **shown))
+    rows = []
+    for call, verdict in track(verify.prove_all(pending, jobs), 'checks', len(pending), **shown):
+        worst = max(verdict.errors.values(), key=lambda values: values[0] / values[2], default=None)
+        rows.append(
+            dict(
+                operator=call.operator,
+                direction=call.direction,
+                call=call.words(),
+                passed=verdict.passed,
+                worst='' if worst is None else f'{worst[0]:.1e} of {worst[2]:.1e}',
+                seconds=verdict.seconds,
+                reason=verdict.reason,
+            )
+        )
+    return sorted(rows, key=lambda row: (row['operator'], row['direction'], row['call']))
+
+
+def show_verdicts(rows: list[dict]) -> None:
+    """Print the table of `verify_kernels`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = ('operator', 'pass', 'variant', 'verdict', 'worst error of its limit', 'seconds')
+    table = Table(*columns, title='Triton kernels on this GPU')
+    for row in rows:
+        verdict = '[green]proved' if row['passed'] else f'[bold red]failed:[/bold red] {row["reason"]}'
+        values = row['operator'], row['direction'], row['call'], verdict, row['worst'], f'{row["seconds"]:.1f}'
+        table.add_row(*values)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """`--verify`: what comes back is the exit code."""
+    import torch
+
+    if not torch.cuda.is_available():
+        print('PyTorch sees no GPU: there is nothing to verify', file=sys.stderr)
+        return 1
+    start = time.monotonic()
+    with contextlib.redirect_stdout(sys.stderr):  # where toolboxes greet
+        rows = verify_kernels(arguments.verify, arguments.shapes, arguments.jobs)
+    seconds, failed = time.monotonic() - start, sum(not row['passed'] for row in rows)
+    if arguments.json:
+        machine = dict(gpu=torch.cuda.get_device_name(), seconds=round(seconds, 1), jobs=arguments.jobs)
+        print(json.dumps(dict(machine, config=arguments.verify, verdicts=rows), indent=2))
+    else:
+        show_verdicts(rows)
+        print(
+            f'{len(rows) - failed} of {len(rows)} variants proved on {torch.cuda.get_device_name()} in {seconds:.0f} s'
+        )
+    return 1 if failed else 0
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    """'2x800x1280' as batch, height and width."""
+    batch, height, width = map(int, text.split('x'))
+    return batch, height, width
+
+
 def examine() -> list[Finding]:
     """All rows, in the order in which one would mend them."""
     findings = check_machine()
@@ -246,7 +377,7 @@ def examine() -> list[Finding]:
         for toolbox in toolboxes:
             toolbox.status = PROBLEM
     findings += packages.values()
-    findings += [check_family(), check_compiled_operators(), *check_backends(), check_gpu()]
+    findings += [check_family(), check_compiled_operators(), *check_backends(), check_gpu(), *check_verdicts()]
     return findings
 
 
@@ -270,11 +401,26 @@ def show(findings: list[Finding]) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='Exit code 0: training can run here; 1: something it needs is missing.',
+        epilog='Exit code 0: training can run here; 1: something it needs is missing, or --verify: a kernel failed.',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('--json', action='store_true', help='print the findings as JSON')
+    parser.add_argument(
+        '--verify',
+        metavar='CONFIG',
+        help='check every Triton kernel that CONFIG needs, at the sizes of its data, in training (both passes) '
+        'and test, in float32 and in mixed precision; what is proved already is checked again only with '
+        'MMVMAMBA_VERIFY=always',
+    )
+    parser.add_argument(
+        '--shapes', nargs='+', type=_shape, metavar='BxHxW', help='with --verify: instead of the sizes of its data'
+    )
+    parser.add_argument(
+        '--jobs', type=int, default=min(4, os.cpu_count() or 1), help='with --verify: checks at a time (%(default)s)'
+    )
     arguments = parser.parse_args(argv)
+    if arguments.verify:
+        return verify(arguments)
     findings = examine()
     if arguments.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))

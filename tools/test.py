@@ -9,13 +9,17 @@ Examples:
 import argparse
 import os
 import sys
+import time
+from pathlib import Path
 
+from mmengine.dist import is_main_process
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmvmamba import checkpoints
 from mmvmamba.datasets.report import DataError
 from mmvmamba.engine import launch
+from mmvmamba.registry import is_type
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -50,12 +54,26 @@ def configure(arguments: argparse.Namespace):
 
 def save_predictions(evaluator, task: str, out: str):
     """Add to an evaluator config what the toolbox has for saving predictions."""
+    evaluators = list(evaluator) if isinstance(evaluator, (list, tuple)) else [evaluator]
     if task == 'mmdet':
         if not out.endswith(('.pkl', '.pickle')):
             raise ValueError(f'--out {out}: detections are saved as one .pkl file; expected a name that ends so')
-        evaluators = list(evaluator) if isinstance(evaluator, (list, tuple)) else [evaluator]
         return [*evaluators, dict(type='DumpDetResults', out_file_path=out)]
-    return dict(evaluator, output_dir=out, keep_results=True)
+    from mmseg.registry import METRICS
+
+    return [
+        dict(each, output_dir=out, keep_results=True) if is_type(each['type'], 'IoUMetric', METRICS) else each
+        for each in evaluators
+    ]
+
+
+def report_pictures(folder: str, images: int, start: float) -> None:
+    """Say how many pictures a test has drawn; fewer than images where folders hold files of equal names."""
+    drawn = [path for path in Path(folder).rglob('*') if path.is_file() and path.stat().st_mtime >= start]
+    places = ', '.join(sorted({str(path.parent) for path in drawn})) or folder
+    print(f'pictures of {len(drawn)} of {images} images: {places}')
+    if len(drawn) < images:
+        print('test.py: pictures of images with one name in several folders replace each other', file=sys.stderr)
 
 
 def build(cfg, arguments: argparse.Namespace) -> Runner:
@@ -79,12 +97,15 @@ def evaluate(cfg, arguments: argparse.Namespace, notes: list[str]) -> int:
         return 2
     for note in notes:
         runner.logger.warning(note)
+    start = time.time()
     try:
         runner.test()
     except DataError as error:
         reason = str(error).strip().splitlines()[-1]  # behind the traceback of a worker, if there was one
         print(f'test.py: {reason}', file=sys.stderr)
         return 1
+    if arguments.show_dir and is_main_process():
+        report_pictures(arguments.show_dir, len(runner.test_dataloader.dataset), start)
     return 0
 
 

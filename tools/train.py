@@ -51,19 +51,22 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def configure(arguments: argparse.Namespace):
     """The config with everything the command line says, checked, and what the log must say about it."""
-    notes = []
     cfg = launch.load_config(arguments.config, arguments.cfg_options)
     launch.task_of(cfg)
     launch.prepare(cfg, arguments.launcher, arguments.work_dir)
-    notes += launch.check_data(cfg, ('train', 'val'))
+    splits = ('train', 'val')
+    if not launch.data_exists(cfg, splits):
+        launch.check_data(cfg, splits)  # which says all that is wrong
     if arguments.amp:
         launch.enable_amp(cfg, arguments.amp)
     if arguments.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ValueError(f'--auto-scale-lr: {arguments.config} does not say auto_scale_lr.base_batch_size')
         cfg.auto_scale_lr.enable = True
-    notes += configure_weights(cfg, arguments)
-    return cfg, start.settle(cfg, arguments.from_scratch, arguments.trust_checkpoint) + notes
+    notes = configure_weights(cfg, arguments)
+    notes = start.settle(cfg, arguments.from_scratch, arguments.trust_checkpoint) + notes
+    # last, as reading large annotation files takes longest
+    return cfg, notes + launch.check_data(cfg, splits)
 
 
 def configure_weights(cfg, arguments: argparse.Namespace) -> list[str]:
@@ -76,6 +79,8 @@ def configure_weights(cfg, arguments: argparse.Namespace) -> list[str]:
     if arguments.resume is None and cfg.get('resume'):  # as a config says it
         arguments.resume = cfg.get('load_from') or 'auto'
     cfg.resume = False
+    if arguments.fresh_heads and not cfg.get('load_from') and arguments.resume is None:
+        raise ValueError('--fresh-heads: the config has no load_from, so all heads are fresh; expected both')
     if arguments.resume == 'auto':
         arguments.resume, damaged = durable.latest(cfg.work_dir, trust)
         if arguments.resume is None:
@@ -87,10 +92,17 @@ def configure_weights(cfg, arguments: argparse.Namespace) -> list[str]:
         cfg.resume, cfg.load_from = True, arguments.resume
     elif cfg.get('load_from'):
         checkpoints.read(cfg.load_from, trust=trust)
-    hooks = [hook for hook in cfg.get('custom_hooks') or [] if not is_type(hook['type'], 'StrictLoading', HOOKS)]
     fresh_heads = arguments.fresh_heads or bool(cfg.get('fresh_heads'))
-    cfg.custom_hooks = [*hooks, dict(type='mmvmamba.StrictLoading', fresh_heads=fresh_heads)]
+    cfg.custom_hooks = [
+        *(hook for hook in cfg.get('custom_hooks') or [] if not _is_strict_loading(hook)),
+        dict(type='mmvmamba.StrictLoading', fresh_heads=fresh_heads),
+    ]
     return notes
+
+
+def _is_strict_loading(hook) -> bool:
+    """Whether a config, one that a run has written, has the hook already."""
+    return isinstance(hook, dict) and is_type(hook.get('type'), 'StrictLoading', HOOKS)
 
 
 def train(cfg, notes: list[str], trust: bool) -> int:

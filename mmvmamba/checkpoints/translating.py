@@ -65,7 +65,9 @@ def architecture(state_dict: Tensors) -> str:
 
 
 # what wraps a module without being part of it
-_WRAPPERS = re.compile(r'^(module\.)+|\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.')
+_WRAPPERS = re.compile(
+    r'^((module|_orig_mod|_fsdp_wrapped_module)\.)+|\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.'
+)
 
 
 def unwrapped(name: str) -> str:

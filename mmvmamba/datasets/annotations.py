@@ -118,11 +118,13 @@ def read(path: str | Path) -> dict:
     """Parse an annotation file.
 
     Raises:
-        DataError: it is no JSON, or no COCO file.
+        DataError: it cannot be read, is no JSON, or no COCO file.
     """
     try:
         with open(path, encoding='utf-8') as file, _no_collection():
             content = json.load(file)
+    except OSError as error:
+        raise DataError(f'{path}: cannot be read: {error.strerror}') from error
     except ValueError as error:
         raise DataError(f'{path}: no JSON: {error}') from error
     if not isinstance(content, dict):

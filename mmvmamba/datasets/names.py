@@ -98,7 +98,8 @@ def heads(model: dict, key: str = 'model') -> Iterator[tuple[str, dict]]:
     if not learns_names(model):
         return
     counts = any(f'num_{kind}classes' in model for kind in ('', 'things_', 'stuff_'))
-    if counts and 'boundary_threshold' not in model:  # STDC's head of edges
+    # STDC's head of edges, and mask heads that have one mask for all classes
+    if counts and 'boundary_threshold' not in model and not model.get('class_agnostic'):
         yield key, model
     for name, value in model.items():
         if name in _NO_CLASSIFIERS or any(word in name for word in _OTHER_CLASSES):

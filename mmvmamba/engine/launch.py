@@ -90,6 +90,15 @@ def task_of(cfg: Config) -> str:
     return scope
 
 
+def data_exists(cfg: Config, splits: tuple[str, ...]) -> bool:
+    """Whether all files and folders of a config are there, which takes no time to find out. See `check_data`."""
+    try:
+        audit.check(cfg, splits, '', whole=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def check_data(cfg: Config, splits: tuple[str, ...]) -> list[str]:
     """Refuse a config whose data is missing or does not fit it, before a model is built; returns lines for the log.
 

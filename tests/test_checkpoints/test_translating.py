@@ -17,6 +17,7 @@ VARIANTS = {
     'averaged alone': ('s1', lambda p: {'model_ema': p}),
     'state_dict_ema': ('v0', lambda p: {'state_dict': {k: v * 0 for k, v in p.items()}, 'state_dict_ema': p}),
     'compiled': ('s1', lambda p: {f'_orig_mod.{k}': v for k, v in p.items()}),
+    'compiled and distributed': ('s1', lambda p: {f'_orig_mod.module.{k}': v for k, v in p.items()}),
     'compiled inside': ('s1', lambda p: {f'module.backbone._orig_mod.{k}': v for k, v in p.items()}),
     'module prefix': ('s1', lambda p: {f'module.{k}': v for k, v in p.items()}),
     'detector': ('s1', lambda p: {'state_dict': with_heads(p, 'neck', 'rpn_head', 'roi_head'), 'meta': {'epoch': 12}}),
@@ -135,3 +136,12 @@ def test_each_family_takes_the_entry_that_its_published_readers_take(golden, fas
     assert checkpoints.load(content, model).container == 'state_dict_ema'
     checkpoints.load(content, model, container='state_dict')
     assert torch.equal(model.pos_embed, parameters['pos_embed'] + 1)
+
+
+def test_fitting_needs_no_memory_for_the_model(fastvim):
+    parameters, _, build = fastvim
+    with torch.device('meta'):
+        model = build()
+    file = {name: value for name, value in parameters.items() if not name.endswith('.norm.bias')}
+    fitted, _ = checkpoints.fit(file, model, 'file')
+    assert {value.device.type for value in fitted.values()} == {'cpu'}

@@ -220,6 +220,11 @@ def test_other_files(text, said, tmp_path):
         annotations.read(path)
 
 
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(DataError, match='cannot be read'):
+        annotations.read(tmp_path)
+
+
 def test_a_parsed_file_is_handed_over_once_and_not_when_it_has_changed(tmp_path):
     path = tmp_path / 'a.json'
     path.write_text(json.dumps(small()))

@@ -84,6 +84,7 @@ def test_panoptic_heads_count_things_and_stuff():
 def test_heads_of_other_vocabularies_are_left_alone():
     assert heads(dict(language_model=dict(), bbox_head=dict(num_classes=256))) == []
     assert heads(dict(roi_head=dict(semantic_head=dict(num_classes=183)))) == []
+    assert heads(dict(roi_head=dict(mask_head=dict(num_classes=1, class_agnostic=True)))) == []
     assert heads(dict(auxiliary_head=[dict(num_classes=2, boundary_threshold=0.1)])) == []
     assert heads(dict(decode_head=dict(num_classes=1, loss_decode=dict(use_sigmoid=True))), ['no', 'yes']) == []
 

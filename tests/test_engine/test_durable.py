@@ -127,6 +127,13 @@ def test_damage_falls_back_to_the_one_before(damage, tmp_path, capsys):
     assert 'this ran' not in capsys.readouterr().out
 
 
+def test_code_may_be_trusted(tmp_path, capsys):
+    train(tmp_path, epochs=2, interval=1)
+    carry_code(tmp_path / 'epoch_2.pth')
+    assert durable.latest(tmp_path, trust=True) == (str(tmp_path / 'epoch_2.pth'), [])
+    assert 'this ran' in capsys.readouterr().out
+
+
 def test_a_flipped_bit_is_noticed(tmp_path):
     """torch.load would not: it reads past checksums."""
     torch.save(dict(state_dict=dict(a=torch.full((1000,), 1.5))), tmp_path / 'epoch_2.pth')

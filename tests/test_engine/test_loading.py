@@ -134,3 +134,10 @@ def test_resuming_onto_something_else_says_what_differs(options, words, trained,
         options = dict(options, model=options['model']())
     with pytest.raises(CheckpointError, match=rf'(?s)cannot resume: .*{words}.*load_from=\S+epoch_1\.pth instead of'):
         run(tmp_path, load_from=str(trained), resume=True, loading=dict(fresh_heads=True), **options)
+
+
+def test_init_cfg_says_what_it_loaded_in_the_log_file(tmp_path):
+    classifier = {name: value for name, value in PARAMETERS.items() if not name.startswith('outnorm')}
+    torch.save({'model': classifier}, tmp_path / 'c.pth')
+    _, log = run(tmp_path, Detector(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'c.pth'))))
+    assert f"VMamba: loaded {tmp_path / 'c.pth'} (entry 'model'); left at their initial values: outnorm0.weight" in log

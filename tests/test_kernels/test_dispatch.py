@@ -38,10 +38,52 @@ def test_refusal_says_why_and_what_can_run(monkeypatch):
         selective_scan(**scan_inputs(), backend='triton')
 
 
-def test_auto_takes_neither_the_reference_nor_what_no_gpu_has_run(monkeypatch):
+def test_auto_never_takes_the_reference(monkeypatch):
     monkeypatch.delenv('MMVMAMBA_BACKEND', raising=False)
     assert dispatch.choose('ss2d', 'auto', 'cpu') in ('cpu', 'torch')
+
+
+@pytest.mark.parametrize('operator', ['selective_scan', 'ss2d', 'pooled_scan', 'depthwise_conv_silu'])
+def test_on_a_gpu_auto_leaves_it_to_each_variant(operator, monkeypatch, caplog):
+    pytest.importorskip('triton')
+    monkeypatch.delenv('MMVMAMBA_BACKEND', raising=False)
+    caplog.set_level('INFO', 'mmvmamba.kernels')
+    dispatch.forget()
+    for _ in range(3):
+        assert dispatch.choose(operator, 'auto', 'cuda', torch.bfloat16) == 'auto'
+    assert [r.getMessage() for r in caplog.records] == [
+        f'{operator} on cuda: using the triton backend, each variant once it has proved itself on this GPU'
+    ]
+    assert dispatch.choose(operator, 'auto', 'cuda', torch.float64) == 'torch'
+
+
+def test_without_triton_a_gpu_takes_pytorch(monkeypatch, caplog):
+    monkeypatch.delenv('MMVMAMBA_BACKEND', raising=False)
+    monkeypatch.setitem(dispatch._why_not.__globals__, 'OLDEST_TRITON', (99, 0))
+    pytest.importorskip('triton')
+    caplog.set_level('INFO', 'mmvmamba.kernels')
+    dispatch.forget()
     assert dispatch.choose('ss2d', 'auto', 'cuda') == 'torch'
+    dispatch.forget()
+    assert 'is too old; expected 99.0 or newer' in caplog.text
+
+
+def test_what_is_asked_for_by_name_is_said_to_be_unchecked(monkeypatch, caplog):
+    pytest.importorskip('triton')
+    caplog.set_level('INFO', 'mmvmamba.kernels')
+    dispatch.forget()
+    assert dispatch.choose('ss2d', 'triton', 'cuda') == 'triton'
+    assert 'asked for by name need not prove itself first' in caplog.text
+
+
+def test_a_wrong_way_to_verify_is_named_at_the_door(monkeypatch):
+    pytest.importorskip('triton')
+    monkeypatch.delenv('MMVMAMBA_BACKEND', raising=False)
+    monkeypatch.setenv('MMVMAMBA_VERIFY', 'never')
+    dispatch.forget()
+    with pytest.raises(ValueError, match=r"MMVMAMBA_VERIFY='never' is unknown; expected one of"):
+        dispatch.choose('ss2d', 'auto', 'cuda')
+    dispatch.forget()
 
 
 def test_availability_covers_every_backend():

@@ -61,6 +61,15 @@ def test_compiles_for_a_gpu(group, sizes, name, aot_report):
         assert row['specials'] <= 3  # 2 + N
 
 
+@pytest.mark.parametrize('target', ['sm_100', 'sm_120'])
+@pytest.mark.parametrize('name', ['forward one pass', 'backward walk'])
+def test_compiles_for_blackwell(name, target, aot_report):
+    variants = {v.name: v for v in aot_report.GROUPS['ss2d'](96, 1, 6, 'bf16', target)}
+    row = aot_report.measure(variants[name], target)
+    assert row['registers'] > 16
+    assert row['spilled'] == 0 or triton.__version__ != PINNED
+
+
 @pytest.fixture
 def launches(monkeypatch):
     """Keys under which Triton would look for a compiled kernel on an H200, as a set that launches fill; none runs."""

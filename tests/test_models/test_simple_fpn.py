@@ -4,9 +4,11 @@ import pytest
 import torch
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
+from torch.export import Dim, export
 from torch.nn import functional as F
 
 from mmvmamba.models import LN2d, SimpleFPN
+from mmvmamba.models.necks.simple_fpn import HalvingMaxPool
 from mmvmamba.registry import MODELS
 
 
@@ -19,6 +21,18 @@ def test_levels(size):
     expected.append(tuple((side + 1) // 2 for side in halves))
     assert [tuple(out.shape) for out in outs] == [(2, 24, *side) for side in expected]
     assert all(out.is_contiguous() for out in outs), 'mmcv RoIAlign ignores strides'
+
+
+def test_exported_program_takes_all_sizes():
+    neck = SimpleFPN(16, 24)
+    sides = {2: Dim('height', min=5), 3: Dim('width', min=5)}  # no level one pixel wide
+    program = export(neck, ((torch.randn(1, 16, 8, 12),),), dynamic_shapes=((sides,),)).module()
+    for size in ((8, 12), (7, 9), (14, 14)):
+        maps = (torch.randn(1, 16, *size),)
+        for out, expected in zip(program(maps), neck(maps), strict=True):
+            torch.testing.assert_close(out, expected)
+        halved = neck.levels[3][0](maps[0])
+        assert torch.equal(halved, F.max_pool2d(maps[0], 2, stride=2, ceil_mode=True))
 
 
 @pytest.mark.parametrize(
@@ -49,7 +63,7 @@ def test_parts_in_order():
         [nn.ConvTranspose2d, LN2d, nn.GELU, nn.ConvTranspose2d, *tail],
         [nn.ConvTranspose2d, *tail],
         tail,
-        [nn.MaxPool2d, *tail],
+        [HalvingMaxPool, *tail],
     ]
     x = torch.randn(1, 16, 4, 6)
     outs = neck((x,))

@@ -25,6 +25,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.visualization import Visualizer
 from tool_runs import ROOT, load_tool
 
 DOCUMENTS = [ROOT / 'README.md', ROOT / 'configs/README.md']
@@ -88,6 +89,8 @@ def clone(shapes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     DefaultScope._instance_dict.clear()
+    for visualizer in (Visualizer, *Visualizer.__subclasses__()):  # the next runner would write where the first one did
+        visualizer._instance_dict.clear()
 
 
 def leaves(dataset: dict):

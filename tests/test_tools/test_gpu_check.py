@@ -25,6 +25,12 @@ case "$*" in
     while [ "$1" != --json ]; do shift; done
     echo '{"rows": []}' >"$2"
     case "$2" in *"$BAD"*) exit 1 ;; esac ;;
+*tools/doctor.py*)
+    echo "doctor $MMVMAMBA_VERIFY" >>"$CALLS"
+    echo '{"gpu": "NVIDIA Nothing", "seconds": 81.5, "jobs": 2, "verdicts": [
+        {"operator": "ss2d", "direction": "forward", "call": "all", "passed": true, "seconds": 3, "reason": ""},
+        {"operator": "ss2d", "direction": "backward", "call": "all", "passed": false, "seconds": 4, "reason": "NaN"}]}'
+    exit 1 ;;
 -\\ *) exec "$REAL" "$@" ;;
 esac
 """
@@ -40,32 +46,37 @@ def check(tmp_path, fail=0, skip=0, bad='nothing'):
     )
     done = subprocess.run([SCRIPT, out], capture_output=True, text=True, env=environment, timeout=240)
     lines = calls.read_text().splitlines()
-    return done.returncode, [line for line in lines if line == 'pytest' or '--tests' in line], out
+    return done.returncode, [line for line in lines if line in ('pytest', 'doctor always') or '--tests' in line], out
 
 
 def test_everything_lands_in_the_folder(tmp_path):
     code, calls, out = check(tmp_path)
     assert code == 0
+    first, *calls = calls
+    assert first == 'doctor always'
     assert calls[:2] == ['pytest', 'pytest']
     assert [call.split()[2] for call in calls[2:]] == ['kernels'] * 3 + ['model'] * 3 + ['pooled']
     assert all(call.startswith('triton ') for call in calls[2:])
     assert json.loads((out / 'tests.json').read_text())['passed']
     assert len(json.loads((out / 'results.json').read_text())) == 7
-    assert (out / 'report.md').read_text().count('| table |') == 7
+    report = (out / 'report.md').read_text()
+    assert report.count('| table |') == 7
+    assert '1 of 2 variants proved on NVIDIA Nothing in 81.5 s' in report
+    assert '* failed: ss2d backward (all): NaN' in report
 
 
 @pytest.mark.parametrize(('fail', 'skip'), [(1, 0), (0, 1)], ids=['failed', 'skipped'])
 def test_nothing_is_measured_without_passed_tests(fail, skip, tmp_path):
     code, calls, out = check(tmp_path, fail, skip)
     assert code == 1
-    assert set(calls) == {'pytest'}
+    assert set(calls) == {'doctor always', 'pytest'}
     assert 'nothing is measured' in (out / 'report.md').read_text()
 
 
 def test_a_failed_measurement_is_said_and_does_not_stop_the_others(tmp_path):
     code, calls, out = check(tmp_path, bad='model_2x800x1280')
     assert code == 3
-    assert len(calls) == 2 + 7
+    assert len(calls) == 1 + 2 + 7
     assert (out / 'report.md').read_text().count('not measured: failed') == 1
 
 

@@ -12,7 +12,7 @@ import cv2
 import pytest
 import torch
 from mmengine.config import Config
-from tool_runs import DETECTION, ROOT, SEGMENTATION, dumpable, run_tool, tiny
+from tool_runs import DETECTION, ROOT, SEGMENTATION, dumpable, load_tool, run_tool, tiny
 
 CONFIGS = {'detection': DETECTION, 'segmentation': SEGMENTATION}
 
@@ -109,6 +109,7 @@ def test_detection_test_draws_and_saves(trained, shapes, tmp_path):
     assert (tmp_path / 'p.pkl').stat().st_size > 0
     pictures = list((tmp_path / 'pictures').rglob('*.jpg'))
     assert len(pictures) == 4
+    assert f'pictures of 4 of 4 images: {pictures[0].parent}' in done.stdout
     assert cv2.imread(str(pictures[0])).shape[2] == 3
 
 
@@ -127,13 +128,11 @@ def test_segmentation_test_draws_and_saves(trained, shapes, tmp_path):
 def test_test_time_augmentation(task, trained, shapes, tmp_path):
     config = CONFIGS[task]
     cfg = dumpable(config, shapes)
-    scales = [dict(type='Resize', scale=scale, keep_ratio=True) for scale in [(96, 64), (144, 96)]]
-    cfg.tta_pipeline[1].transforms[0] = scales  # instead of the recipe's
     if task == 'detection':
         cfg.model.test_cfg.rcnn.score_thr = 0.0  # whatever it finds after so few steps
-    cfg.dump(tmp_path / 'two_scales.py')
+    cfg.dump(tmp_path / 'augmented.py')
     checkpoint = last_checkpoint(trained[task])
-    done = run_tool('test.py', tmp_path / 'two_scales.py', checkpoint, '--tta', '--work-dir', tmp_path)
+    done = run_tool('test.py', tmp_path / 'augmented.py', checkpoint, '--tta', '--work-dir', tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert ('segm_mAP_50' if task == 'detection' else 'mIoU') in done.stdout
 
@@ -295,3 +294,42 @@ def test_pretrained_weights_that_cannot_be_used_are_refused(content, reason, sha
     assert done.returncode == 2, done.stdout[-3000:] + done.stderr[-3000:]
     assert f'{tmp_path}{reason}' in done.stderr
     assert 'Traceback' not in done.stderr
+
+
+def test_fine_tuning_on_other_classes_is_said_and_asked_for(trained, shapes, tmp_path):
+    heads = [f'model.roi_head.{head}.num_classes=3' for head in ('bbox_head', 'mask_head')]
+    names = "train_dataloader.dataset.metainfo.classes=('circle','triangle','square')"
+    checkpoint = last_checkpoint(trained['detection'])
+    options = [*heads, names, names.replace('train', 'val', 1), 'train_cfg.max_epochs=1', f'load_from={checkpoint}']
+    refused = train(DETECTION, shapes, tmp_path, *options)
+    assert refused.returncode == 2, refused.stdout[-3000:] + refused.stderr[-3000:]
+    assert 'its heads have other shapes, as with another number of classes' in refused.stderr
+    assert 'roi_head.bbox_head.fc_cls.weight: checkpoint (6, ' in refused.stderr
+    assert '--fresh-heads' in refused.stderr
+    done = train(DETECTION, shapes, tmp_path, *options, '--fresh-heads')
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    log = max(tmp_path.glob('*/*.log')).read_text()
+    listed = log.partition('These tensors start from scratch:')[2].splitlines()[1:7]
+    assert {name.strip().rpartition('.')[0] for name in listed} == {
+        'roi_head.bbox_head.fc_cls',
+        'roi_head.bbox_head.fc_reg',
+        'roi_head.mask_head.conv_logits',
+    }
+
+
+def test_a_config_may_say_resume_and_fresh_heads(trained):
+    tool, work_dir = load_tool('train'), str(trained['segmentation'])
+
+    def configured(**options):
+        cfg = Config(dict(model={}, work_dir=work_dir, **options))
+        tool.configure_weights(cfg, tool.parse_arguments(['config.py']))
+        return cfg
+
+    newest = last_checkpoint(trained['segmentation'])
+    assert configured(resume=True).load_from == newest
+    assert configured(resume=True, load_from=newest).resume is True
+    assert configured(load_from=newest).resume is False
+    hooks = configured(fresh_heads=True, custom_hooks=[dict(type='mmvmamba.StrictLoading')]).custom_hooks
+    assert hooks == [dict(type='mmvmamba.StrictLoading', fresh_heads=True)]
+    with pytest.raises(ValueError, match='--fresh-heads: the config has no load_from'):
+        tool.configure_weights(Config(dict(model={})), tool.parse_arguments(['config.py', '--fresh-heads']))

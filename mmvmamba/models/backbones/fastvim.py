@@ -229,12 +229,12 @@ def _translate(state_dict, expected) -> dict[str, torch.Tensor]:
     translated = dict(state_dict)
     for name, value in expected.items():
         if re.fullmatch(r'layers\.\d+\.norm\.bias', name) and name not in translated:
-            translated[name] = torch.zeros_like(value)
+            translated[name] = torch.zeros(value.shape, dtype=value.dtype)  # whatever device the model is on
     if 'cls_token' in state_dict and not any(_SCAN_NORM in name for name in state_dict):
         # its authors' classifiers have no norm behind the scan; the published detector gave them a fresh one
         fresh = {name: value for name, value in expected.items() if _SCAN_NORM in name}
         for name, value in fresh.items():
-            translated[name] = torch.ones_like(value) if name.endswith('weight') else torch.zeros_like(value)
+            translated[name] = torch.full(value.shape, float(name.endswith('weight')), dtype=value.dtype)
         if fresh:
             print_log(f'Vim without a norm behind the scan: {len(fresh)} *{_SCAN_NORM}* start fresh', logger='current')
     if 'cls_token' in state_dict and 'pos_embed' in state_dict:

@@ -3,7 +3,7 @@
 import torch
 from torch.utils.checkpoint import checkpoint
 
-_is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)  # from PyTorch 2.6 on
+_is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)  # PyTorch 2.4 has none
 
 
 def recomputed(block, *inputs: torch.Tensor | None):

@@ -19,6 +19,19 @@ class LN2d(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class HalvingMaxPool(nn.MaxPool2d):
+    """Maxima of 2 x 2 squares; odd sides are rounded up, so that one row of tokens still has a coarser level.
+
+    Padded and rounded down, which is the same: exporters cannot follow PyTorch's own rounding up to every size.
+    """
+
+    def __init__(self):
+        super().__init__(2, stride=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(F.pad(x, (0, 1, 0, 1), value=float('-inf')))
+
+
 def _resample(scale: float, channels: int) -> tuple[list[nn.Module], int]:
     """Layers that scale a map, and the channels they leave."""
     if scale == 4:
@@ -27,8 +40,8 @@ def _resample(scale: float, channels: int) -> tuple[list[nn.Module], int]:
         return [first, LN2d(channels // 2), nn.GELU(), second], channels // 4
     if scale == 2:
         return [nn.ConvTranspose2d(channels, channels // 2, 2, stride=2)], channels // 2
-    if scale == 0.5:  # rounded up, so that one row of tokens still has a coarser level
-        return [nn.MaxPool2d(2, stride=2, ceil_mode=True)], channels
+    if scale == 0.5:
+        return [HalvingMaxPool()], channels
     return [], channels
 
 

@@ -1,0 +1,449 @@
+"""Verdicts: kept, voided, shared among processes and ranks; what a check that dies leaves behind. No kernel runs."""
+
+import json
+import logging
+import math
+import multiprocessing
+import random
+import shutil
+import sys
+import threading
+import time
+from datetime import timedelta
+
+import pytest
+import torch
+from mmvmamba.kernels import dispatch
+
+pytest.importorskip('triton', minversion='.'.join(map(str, dispatch.OLDEST_TRITON)))
+
+from mmvmamba.kernels import verify
+from mmvmamba.kernels.testing import pooled_scan_inputs, scan_inputs, ss2d_inputs
+from mmvmamba.kernels.verify import probe, ranks, verdicts, worker
+from mmvmamba.kernels.verify.verdicts import Store, Verdict
+
+CPU = torch.device('cpu')
+CALL = probe.Call(
+    'depthwise_conv_silu', 'forward', (('float32', (1, 4, 5, 8)), ('float32', (8, 1, 3, 3)), None), (), 'cpu'
+)
+PLAN = [['somewhere', '_convolve', ['*float32'], [], []]]
+PASSED = Verdict(True, errors={'y': [1e-7, 1e-7, 5e-5]}, seconds=1.0)
+
+
+@pytest.fixture(autouse=True)
+def a_machine(monkeypatch, tmp_path):
+    """A GPU of which only the name exists, with a cache of its own."""
+    import triton
+
+    monkeypatch.setattr(verdicts, '_gpu', lambda device: ('NVIDIA Nothing', '9.0'))
+    monkeypatch.setattr(triton.knobs.cache, 'dir', str(tmp_path / 'cache'))
+    monkeypatch.delenv('MMVMAMBA_VERIFY', raising=False)
+    verdicts._said.clear()
+    verify.forget()
+    yield
+    verify.forget()
+
+
+@pytest.fixture
+def checks(monkeypatch):
+    """How often a check ran; it passes."""
+    calls = []
+    monkeypatch.setattr(verify, 'run_check', lambda call, plan: calls.append(call) or PASSED)
+    return calls
+
+
+def test_a_verdict_is_kept(checks):
+    assert verify.prove(CALL, PLAN) == PASSED
+    verify.forget()  # as another process
+    assert verify.prove(CALL, PLAN) == PASSED
+    assert len(checks) == 1
+    assert verify.prove(CALL._replace(direction='backward'), PLAN) == PASSED  # a verdict of its own
+    assert len(checks) == 2
+
+
+def test_always_checks_again_once_a_process(checks):
+    for how in ('first', 'always', 'always'):
+        verify.forget()
+        verify.prove(CALL, PLAN, how)
+        verify.prove(CALL, PLAN, how)
+    assert len(checks) == 3
+
+
+def test_a_wrong_mode_is_named(monkeypatch):
+    monkeypatch.setenv('MMVMAMBA_VERIFY', 'never')
+    with pytest.raises(
+        ValueError, match=r"MMVMAMBA_VERIFY='never' is unknown; expected one of \['first', 'always', 'off'\]"
+    ):
+        dispatch.verify_mode()
+
+
+def changed_byte(monkeypatch, tmp_path):
+    folder = tmp_path / 'kernels'
+    shutil.copytree(verdicts.SOURCES, folder, ignore=shutil.ignore_patterns('__pycache__'))
+    with (folder / 'triton_fwd.py').open('a') as file:
+        file.write('\n')
+    monkeypatch.setattr(verdicts, 'SOURCES', folder)
+
+
+CHANGES = {
+    'a_byte_of_a_kernel': changed_byte,
+    'triton': lambda monkeypatch, _: monkeypatch.setattr('triton.__version__', '9.9.9'),
+    'torch': lambda monkeypatch, _: monkeypatch.setattr('torch.__version__', '9.9.9'),
+    'driver': lambda monkeypatch, _: monkeypatch.setattr(verdicts, '_driver', lambda: '999.99'),
+    'gpu': lambda monkeypatch, _: monkeypatch.setattr(verdicts, '_gpu', lambda device: ('NVIDIA Other', '9.0')),
+    'capability': lambda monkeypatch, _: monkeypatch.setattr(
+        verdicts, '_gpu', lambda device: ('NVIDIA Nothing', '9.1')
+    ),
+}
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_a_changed_machine_voids_verdicts(change, checks, monkeypatch, tmp_path):
+    verify.prove(CALL, PLAN)
+    verify.forget()
+    CHANGES[change](monkeypatch, tmp_path)
+    verify.prove(CALL, PLAN)
+    assert len(checks) == 2
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        '',
+        '{',
+        '[]',
+        'null',
+        '{"verdicts": 3}',
+        '{"verdicts": {"a": {}}}',
+        '{"verdicts": {"a": {"passed": 1}}}',
+        '\0\xff',
+    ],
+    ids=range(8),
+)
+def test_a_damaged_file_is_a_check_again_with_a_warning(content, checks, caplog):
+    verify.prove(CALL, PLAN)
+    path = verify.store_of(CPU).path
+    path.write_bytes(content.encode('latin-1'))
+    verify.forget()
+    assert verify.prove(CALL, PLAN) == PASSED
+    assert caplog.text.count('kernels prove themselves again') == 1
+    verify.forget()
+    assert verify.prove(CALL, PLAN) == PASSED  # the file is whole again
+    assert len(checks) == 2
+
+
+def test_a_half_written_file(checks, caplog):
+    verify.prove(CALL, PLAN)
+    path = verify.store_of(CPU).path
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 37):
+        path.write_bytes(whole[:length])
+        assert Store(CPU).read('anything') is None
+    assert 'cannot be read' in caplog.text
+
+
+def test_an_unwritable_cache_is_checked_again(checks, caplog, monkeypatch, tmp_path):
+    import triton
+
+    (tmp_path / 'file').write_text('')
+    monkeypatch.setattr(
+        triton.knobs.cache, 'dir', str(tmp_path / 'file')
+    )  # root may write anywhere, but not below a file
+    for _ in range(2):
+        verify.forget()
+        assert verify.prove(CALL, PLAN) == PASSED
+    assert len(checks) == 2
+    assert 'cannot be written' in caplog.text
+
+
+def test_writing_leaves_nothing_behind(checks):
+    verify.prove(CALL, PLAN)
+    path = verify.store_of(CPU).path
+    assert {p.suffix for p in path.parent.iterdir()} == {'.json', '.lock'}
+    assert json.loads(path.read_text())['machine']['gpu'] == 'NVIDIA Nothing'
+
+
+def test_threads_wait_for_one_check(monkeypatch):
+    calls = []
+
+    def slow(call, plan):
+        calls.append(call)
+        time.sleep(0.05)
+        return PASSED
+
+    monkeypatch.setattr(verify, 'run_check', slow)
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(verify.prove(CALL, PLAN))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [PASSED] * 8
+    assert len(calls) == 1
+
+
+def _prove_with_others(folder, barrier, results):
+    import triton
+
+    triton.knobs.cache.dir = str(folder)
+    verdicts._gpu = lambda device: ('NVIDIA Nothing', '9.0')
+    calls = []
+
+    def slow(call, plan):
+        calls.append(call)
+        time.sleep(0.2)
+        return PASSED
+
+    verify.run_check = slow
+    barrier.wait()
+    passed = [verify.prove(CALL._replace(direction=way), PLAN).passed for way in ('forward', 'backward')]
+    results.put((len(calls), passed))
+
+
+@pytest.fixture(scope='module')
+def processes():
+    return multiprocessing.get_context('fork' if sys.platform == 'linux' else 'spawn')
+
+
+def test_processes_that_start_together_do_one_check_each_at_most(processes, tmp_path):
+    barrier, results = processes.Barrier(2), processes.Queue()
+    running = [processes.Process(target=_prove_with_others, args=(tmp_path, barrier, results)) for _ in range(2)]
+    for process in running:
+        process.start()
+    found = [results.get(timeout=60) for _ in running]
+    for process in running:
+        process.join()
+    assert all(passed == [True, True] for _, passed in found)
+    assert sum(calls for calls, _ in found) == 2  # of two variants
+
+
+def test_a_failure_is_said_once_with_its_numbers(monkeypatch, caplog):
+    failed = Verdict(False, 'y: relative error 0.3, limit 5e-05 (torch: 1e-07)')
+    monkeypatch.setattr(verify, 'run_check', lambda call, plan: failed)
+    for _ in range(3):
+        assert not verify.prove(CALL, PLAN).passed
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert 'depthwise_conv_silu forward' in warnings[0]
+    assert 'relative error 0.3, limit 5e-05' in warnings[0]
+
+
+# --- the other process ------------------------------------------------------------------------------------------------
+ANSWERS = """
+import json, sys, time, os
+from mmvmamba.kernels.verify import probe, worker
+from mmvmamba.kernels.verify.verdicts import Verdict
+from mmvmamba.kernels.verify import verdicts
+verdicts._gpu = lambda device: {gpu}
+worker.IDLE = {idle}
+def check(call, plan):
+    {check}
+probe.check = check
+worker.serve()
+"""
+
+
+@pytest.fixture
+def worker_that(monkeypatch):
+    """A worker whose check is the given statement."""
+    made = []
+
+    def make(check, gpu=('NVIDIA Nothing', '9.0'), idle=30.0):
+        monkeypatch.setattr(worker, 'command', [sys.executable, '-c', ANSWERS.format(check=check, gpu=gpu, idle=idle)])
+        made.append(worker.Worker())
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+CONDUCT = """
+    does = call.options[0]
+    print('noise that is no answer')
+    if does == 'crashes': os.abort()
+    if does == 'hangs': time.sleep(60)
+    return Verdict(does == 'passes', str(os.getpid()))
+"""
+
+
+def test_whatever_a_check_does_the_next_one_runs(worker_that):
+    own = worker_that(CONDUCT)
+
+    def check(does, timeout=None):
+        return own.check(CALL._replace(options=(does,)), PLAN, timeout)
+
+    first, second = check('passes'), check('passes')
+    assert first.passed
+    assert first == second  # of one process
+    crashed = check('crashes')
+    assert (crashed.passed, crashed.kept) == (False, True)
+    assert 'ended with code -6' in crashed.reason
+    failed, after = check('fails'), check('passes')
+    assert (failed.passed, after.passed) == (False, True)
+    assert failed.reason != after.reason  # the device may be in any state: a new process
+    hung = check('hangs', timeout=0.2)
+    assert (hung.passed, hung.kept) == (False, True)
+    assert 'no answer within 0.2 s' in hung.reason
+
+
+def test_an_idle_process_gives_its_memory_back(worker_that):
+    own = worker_that('return Verdict(True)', idle=0.0)
+    assert own.check(CALL, PLAN).passed
+    own._process.wait(20)
+    assert own.check(CALL, PLAN).passed
+
+
+@pytest.mark.parametrize('command', [['/nonexistent'], [sys.executable, '-c', 'raise SystemExit("no device")']])
+def test_a_process_that_cannot_start_is_no_verdict_on_kernels(command, monkeypatch):
+    monkeypatch.setattr(worker, 'command', command)
+    monkeypatch.setattr(verify, 'run_check', worker.Worker().check)
+    verdict = verify.prove(CALL, PLAN)
+    assert not verdict.passed
+    assert 'does not run' in verdict.reason
+    assert not verify.store_of(CPU).path.exists()
+
+
+def test_a_process_on_another_gpu_is_no_verdict(worker_that):
+    verdict = worker_that('return Verdict(True)', gpu=('NVIDIA Other', '8.0')).check(CALL, PLAN)
+    assert not verdict.passed
+    assert not verdict.kept
+    assert 'NVIDIA Other' in verdict.reason
+
+
+# --- ranks ------------------------------------------------------------------------------------------------------------
+def _rank(rank, address, own, queue):
+    torch.distributed.init_process_group('gloo', init_method=address, rank=rank, world_size=2)
+    calls = []
+
+    def decide():
+        calls.append(rank)
+        time.sleep(0.1)
+        return Verdict(own[rank], f'of rank {rank}')
+
+    machine = ('one', 'one') if own[0] is not None else ('one', 'other')
+    verdict = ranks.agreed(machine[rank], 'variant', decide, 30)
+    alone = ranks.agreed('one', f'only on rank {rank}', lambda: Verdict(True), 30)  # nobody waits for the other
+    queue.put((rank, verdict.passed, len(calls), alone.passed))
+    torch.distributed.barrier()
+
+
+@pytest.mark.parametrize('own', [(True, False), (False, True)], ids=str)
+def test_ranks_agree_on_the_first_ones_verdict(own, processes, tmp_path):
+    queue = processes.Queue()
+    address = f'file://{tmp_path}/store'
+    running = [processes.Process(target=_rank, args=(rank, address, own, queue)) for rank in range(2)]
+    for process in running:
+        process.start()
+    found = [queue.get(timeout=60) for _ in running]
+    for process in running:
+        process.join(60)
+    assert len({passed for _, passed, _, _ in found}) == 1
+    assert sum(calls for _, _, calls, _ in found) == 1
+    assert all(alone for *_, alone in found)
+
+
+def test_a_rank_that_never_answers_is_not_waited_for_long(monkeypatch):
+    store = torch.distributed.HashStore()
+    store.set_timeout(timedelta(seconds=1))
+    monkeypatch.setattr(ranks, '_store', lambda: store)
+    store.add('one/variant/asked', 1)
+    assert ranks.agreed('one', 'variant', lambda: PASSED, 0.2) == PASSED
+    store.add('failed/variant', 1)  # by a rank on another kind of machine
+    assert not ranks.agreed('other', 'variant', lambda: PASSED, 0.2).passed
+
+
+# --- which variant a call launches ------------------------------------------------------------------------------------
+@pytest.fixture
+def able(monkeypatch):
+    """Triton could run here, as far as nothing is launched, on a machine of 132 multiprocessors."""
+    from mmvmamba.kernels import triton_fwd, triton_math
+
+    monkeypatch.setattr(dispatch, '_why_not', lambda backend, device_type, dtype: None)
+    for module in (triton_fwd, triton_math):
+        monkeypatch.setattr(module, 'multiprocessors', lambda device: 132)
+
+
+def calls(operator, size, dtype):
+    """Both passes of an operator on a grid of some size."""
+    batch, height, width = size
+    if operator == 'selective_scan':
+        inputs = scan_inputs(batch, 2, 4, length=height * width, dtype=dtype)
+    elif operator == 'pooled_scan':
+        inputs = pooled_scan_inputs(batch, height, width, channels=16, dtype=dtype)
+    elif operator == 'depthwise_conv_silu':
+        inputs = dict(x=torch.empty(*size, 8, dtype=dtype), weight=torch.empty(8, 1, 3, 3), bias=None)
+    else:
+        inputs = ss2d_inputs(batch, height, width, channels=96, dtype=dtype)
+    tensors = tuple(inputs.values())
+    if operator == 'ss2d_norm':
+        tensors += (torch.empty(96), torch.empty(96), torch.empty(*size, 96, dtype=dtype))
+    options = dict(
+        selective_scan=[(True,)],
+        ss2d=[('cross',), ('bidi',)],
+        ss2d_norm=[(1e-5, 'cross', True)],
+        pooled_scan=[('row', 'mean', 1.0, 1e-5), ('column', 'max', 1.0, 1e-5), ('column', None, 1.0, 1e-5)],
+        depthwise_conv_silu=[()],
+    )[operator]
+    forward = [probe.Call.of(operator, 'forward', (*tensors, *each)) for each in options]
+    return [call._replace(direction=way) for call in forward for way in ('forward', 'backward')]
+
+
+@pytest.mark.parametrize('operator', probe.LAYOUTS)
+def test_equal_facts_are_equal_variants(operator, able):
+    """What tells calls apart in microseconds may not overlook what is compiled in."""
+    from mmvmamba.kernels.verify.facts import facts
+
+    sizes = random.Random(0)
+    grids = [(1, 3, 5), (40, 3, 5), (0, 3, 5), (1, 90, 5), (1, 5, 90), (1, 16, 8), (30, 20, 20)]
+    grids += [(sizes.randint(1, 3), sizes.randint(1, 40), sizes.randint(1, 40)) for _ in range(12)]
+    plans = {}
+    for size in grids:
+        for dtype in (torch.float32, torch.bfloat16):
+            for call in calls(operator, size, dtype):
+                arguments = probe.empty_arguments(call)
+                plan = probe.plan_of_call(call)
+                key = facts(operator, call.direction, arguments)
+                assert plans.setdefault(key, plan) == plan, (call, key)
+    variants = {str(plan) for plan in plans.values()}
+    assert len(variants) >= 4
+    assert len(plans) < 40 * len(variants)  # and do not tell everything apart
+
+
+@pytest.mark.parametrize('operator', probe.LAYOUTS)
+def test_a_small_input_launches_what_a_large_one_does(operator, able):
+    for size in ((1, 7, 7), (1, 56, 56), (2, 25, 40), (4, 40, 14)):
+        for call in calls(operator, size, torch.bfloat16):
+            plan = probe.plan_of_call(call)
+            found = probe.same_variants(call, plan)
+            assert len(found) == 2, (call, plan)
+            assert all(math.prod(small.tensors[0][1][:3]) <= 2 * 70 * 17 * 32 for small in found)
+
+
+@pytest.mark.parametrize('operator', probe.LAYOUTS)
+def test_what_stands_in_for_the_reference_on_the_longest_grids(operator, monkeypatch):
+    for call in calls(operator, (1, 3, 5), torch.float32):
+        tensors = call.inputs()
+        with torch.no_grad():
+            cotangent, _ = probe._arguments(call, tensors)
+            expected = probe._exact(call, cotangent, tensors)
+            monkeypatch.setattr(probe, '_LONGEST', 0)
+            for actual, right in zip(probe._exact(call, cotangent, tensors), expected, strict=True):
+                assert probe.relative_error(actual, right) < 1e-12
+            monkeypatch.undo()
+
+
+def test_a_gradient_of_zero_and_a_wrong_row_are_noticed():
+    """The canary of every check: what is compared is told apart from nothing."""
+    expected = torch.randn(500, 8, dtype=torch.float64)
+    torch_own = expected + 1e-7 * torch.randn_like(expected)
+    assert probe._judge('dx', torch_own.float(), torch_own, expected, 5e-5)[0] == ''
+    assert 'relative error 1, limit' in probe._judge('dx', torch.zeros_like(expected), torch_own, expected, 5e-5)[0]
+    wrong = torch_own.clone()
+    wrong[7] *= 1.01
+    assert 'relative error' in probe._judge('dx', wrong, torch_own, expected, 5e-5)[0]
+    missing = torch_own.clone()
+    missing[499, 7] = float('nan')
+    assert '1 of 4000 values are not finite' in probe._judge('dx', missing, torch_own, expected, 5e-5)[0]
+    poor = expected + 0.5 * torch.randn_like(expected)  # where PyTorch itself knows nothing, nothing can be proved
+    assert 'zeros would pass' in probe._judge('dx', expected, poor, expected, 5e-5)[0]
