@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from .triton_launch import Launch, on_device, planned
+from .triton_math import INTERPRETED
 
 BLOCK, WARPS = 1024, 4
 """Numbers of a program of `_add_up`, and warps of any program here."""
@@ -79,14 +80,15 @@ def _adding(count: int, size: int, more: bool, device, dtypes) -> Launch:
 
 def add_up(parts: torch.Tensor, dtype: torch.dtype, more: torch.Tensor | None = None) -> torch.Tensor:
     """The sum over the first dimension of dense `parts`, and of `more` of its shape, in `dtype`."""
-    y = parts.new_empty(parts.shape[1:], dtype=dtype)
+    # the interpreter cuts off bits where a GPU rounds
+    y = parts.new_empty(parts.shape[1:], dtype=torch.float32 if INTERPRETED.value else dtype)
     size = y.numel()
     if size:
-        kinds = parts.dtype, None if more is None else more.dtype, dtype
+        kinds = parts.dtype, None if more is None else more.dtype, y.dtype
         launch = _adding(parts.shape[0], size, more is not None, parts.device, kinds)
         with on_device(parts):
             launch((parts, y if more is None else more, y), size)
-    return y
+    return y if y.dtype == dtype else y.to(dtype)
 
 
 def collecting(count: int, channels: int, columns: int, rows: int, others: int = 0) -> Launch:
