@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import contextvars
 import pickle
+import struct
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -69,6 +70,8 @@ def read_file(path: str | Path, *, trust: bool = False) -> dict:
             raise CheckpointError(f'{path} is truncated or damaged ({error}); get the file again') from error
     trust = trust or _trusting.get()
     try:
+        if not trust and _is_program(path):
+            raise pickle.UnpicklingError('a TorchScript program')
         with contextlib.nullcontext() if trust else _allowing(_harmless_types()):
             content = torch.load(path, map_location='cpu', weights_only=not trust)
     except pickle.UnpicklingError as error:
@@ -78,13 +81,29 @@ def read_file(path: str | Path, *, trust: bool = False) -> dict:
             f'{path} is damaged, or carries objects that are not parameters, which could run code and are refused: '
             f'{_reason(error)}. If you trust where the file comes from: trust=True, or --trust-checkpoint of the tools'
         ) from error
-    except (ImportError, AttributeError) as error:  # only a trusted file imports anything
-        raise CheckpointError(f'{path} needs something to be unpickled that is not installed here: {error}') from error
-    except (RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError, AssertionError) as error:
-        raise CheckpointError(f'{path} is truncated or damaged ({_reason(error)}); get the file again') from error
+    except PermissionError as error:
+        raise CheckpointError(f'{path} cannot be read: {error.strerror}') from error
+    except _DAMAGE as error:
+        if trust and isinstance(error, (ImportError, AttributeError)):  # only a trusted file imports anything
+            text = f'{path} needs something to be unpickled that is not installed here: {error}'
+        else:
+            text = f'{path} is truncated or damaged ({_reason(error)}); get the file again'
+        raise CheckpointError(text) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f'{path} holds a {type(content).__name__}; expected a mapping of names to tensors')
     return dict(content)
+
+
+_DAMAGE = (RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError, AssertionError, struct.error)
+_DAMAGE += (ImportError, AttributeError)
+
+
+def _is_program(path: Path) -> bool:
+    """Whether a file is TorchScript, which PyTorch before 2.6 runs even where only parameters are asked for."""
+    with path.open('rb') as file:
+        if file.read(4) != b'PK\x03\x04':  # by which torch.load tells
+            return False
+    return 'constants.pkl' in torch._C.PyTorchFileReader(str(path)).get_all_records()
 
 
 def _reason(error: Exception) -> str:
@@ -109,10 +128,11 @@ def _harmless_types() -> list:
     core = np.core if np.__version__.startswith('1.') else np._core
     arrays = [
         _renamed(function, f'numpy.{name}.multiarray.{function.__name__}')
-        for function in (core.multiarray._reconstruct, core.multiarray.scalar)
+        for function in (_reconstruct, core.multiarray.scalar)
         for name in ('core', '_core')
     ]
-    arrays += [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in np.typecodes['All']}]
+    codes = np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + '?O'
+    arrays += [_ArrayType(), _renamed(_dtype, 'numpy.dtype'), *{type(np.dtype(code)) for code in codes}]
     try:
         from mmengine.logging.history_buffer import HistoryBuffer
     except ImportError:  # then nothing here can use it
@@ -136,6 +156,38 @@ def _harmless_types() -> list:
         set,
         complex,
     ]
+
+
+class _ArrayType:
+    """What pickles get for `numpy.ndarray`: it names the type and makes none, as NumPy takes bytes for pointers."""
+
+    def __init__(self):
+        self.__module__, self.__name__, self.__qualname__ = 'numpy', 'ndarray', 'ndarray'
+
+    def __eq__(self, other) -> bool:
+        return other is np.ndarray or type(other) is type(self)
+
+    def __hash__(self) -> int:
+        return hash(np.ndarray)
+
+
+def _reconstruct(subtype, *_) -> np.ndarray:
+    """An array whose content follows."""
+    if subtype != np.ndarray:
+        raise pickle.UnpicklingError(f'an array of type {subtype!r}')
+    return np.ndarray((0,), np.int8)
+
+
+def _dtype(code, *_) -> np.dtype:
+    """NumPy's own dtype of numbers or objects, which is constant.
+
+    A copy, as pickles ask for, could be told that its objects are numbers: then bytes of the file become pointers. The
+    price is that byte order is not told either; that of other machines is not supported.
+    """
+    found = np.dtype(code) if isinstance(code, str) else None
+    if found is None or found.kind not in 'biufcO' or np.dtype(code) is not found:
+        raise pickle.UnpicklingError(f'an array of dtype {code!r}')
+    return found
 
 
 def _renamed(function, path: str):
@@ -183,6 +235,9 @@ def guard(trust: bool = False):
         content = read_file(filename)
         if 'state_dict' not in content:  # the only container that mmengine looks into
             content['state_dict'] = parameters(content, filename).state_dict
+        if not _trusting.get() and 'config' in (content.get('meta') or {}):
+            # what old versions kept there; resuming runs it as Python, to compare the numbers of GPUs
+            content['meta'] = {key: value for key, value in content['meta'].items() if key != 'config'}
         return content
 
     schemes, token = CheckpointLoader._schemes, _trusting.set(trust)

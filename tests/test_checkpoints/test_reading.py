@@ -160,6 +160,66 @@ def test_getattr_is_for_the_methods_of_histories(target, tmp_path):
         checkpoints.read(tmp_path / 'c.pth')
 
 
+class Made:
+    """Pickles as a call, and what is to be set afterwards."""
+
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call
+
+
+POINTER = b'A' * 8
+NO_OBJECTS = (3, '|', None, None, None, -1, -1, 0)  # flags of a dtype that has none
+HIDDEN = (3, '|', (np.dtype('O'), (1,)), None, None, 8, 8, 0)  # numbers that are objects
+SCALAR = np.float64(1).__reduce__()[0]
+RECONSTRUCT = np.zeros(1).__reduce__()[0]
+
+
+@pytest.mark.parametrize(
+    'made',
+    [
+        Made(np.ndarray, ((1,), 'O', POINTER)),
+        Made(
+            RECONSTRUCT,
+            (np.ndarray, (0,), b'b'),
+            (1, (1,), Made(np.dtype, ('O8', False, True), NO_OBJECTS), 0, POINTER),
+        ),
+        Made(RECONSTRUCT, (np.ndarray, (0,), b'b'), (1, (1,), Made(np.dtype, ('V8', False, True), HIDDEN), 0, POINTER)),
+    ],
+    ids=['buffer', 'array', 'record'],
+)
+def test_bytes_of_a_file_are_never_taken_for_objects(made, tmp_path):
+    torch.save({'state_dict': STATE, 'meta': made}, tmp_path / 'c.pth')
+    with pytest.raises(checkpoints.CheckpointError):
+        checkpoints.read_file(tmp_path / 'c.pth')
+
+
+def test_numbers_and_objects_stay_what_they_are_whatever_a_file_claims(tmp_path):
+    number = Made(SCALAR, (Made(np.dtype, ('f8', False, True), HIDDEN), np.float64(2.5).tobytes()))
+    thing = Made(SCALAR, (Made(np.dtype, ('O8', False, True), NO_OBJECTS), POINTER))
+    torch.save({'state_dict': STATE, 'meta': [number, thing]}, tmp_path / 'c.pth')
+    assert checkpoints.read_file(tmp_path / 'c.pth')['meta'] == [2.5, POINTER]
+
+
+def test_torchscript_is_refused_before_torch_looks_at_it(tmp_path, monkeypatch):
+    """PyTorch before 2.6 hands it to `torch.jit.load` whatever was asked."""
+    torch.jit.trace(nn.Linear(3, 2), torch.ones(1, 3)).save(tmp_path / 'c.pth')
+    monkeypatch.setattr(torch, 'load', None)
+    with pytest.raises(checkpoints.CheckpointError, match='could run code and are refused: a TorchScript program'):
+        checkpoints.read(tmp_path / 'c.pth')
+
+
+def test_a_file_of_the_old_format_cut_anywhere(tmp_path):
+    torch.save({'state_dict': STATE, 'epoch': 70000}, tmp_path / 'whole.pth', _use_new_zipfile_serialization=False)
+    whole = (tmp_path / 'whole.pth').read_bytes()
+    for end in range(0, len(whole) - 1, 7):
+        (tmp_path / 'c.pth').write_bytes(whole[:end])
+        with pytest.raises(checkpoints.CheckpointError):
+            checkpoints.read(tmp_path / 'c.pth')
+
+
 def test_a_guard_holds_for_mmengines_readers_and_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(training_state(), 'state.pth')
@@ -182,6 +242,14 @@ def test_a_guard_holds_for_mmengines_readers_and_leaves_nothing_behind(tmp_path,
     assert torch.serialization.get_safe_globals() == allowed
     with pytest.raises(checkpoints.CheckpointError, match='could run code'):
         checkpoints.read('code.pth')
+
+
+def test_a_guard_hides_what_mmengine_would_run_as_a_config(tmp_path):
+    """Resuming runs `meta['config']`, of which older versions read the number of GPUs."""
+    torch.save({'state_dict': STATE, 'meta': {'config': 'raise SystemExit', 'cfg': '', 'epoch': 1}}, tmp_path / 'c.pth')
+    for trust, shown in ((False, {'cfg', 'epoch'}), (True, {'config', 'cfg', 'epoch'})):
+        with checkpoints.guard(trust):
+            assert CheckpointLoader.load_checkpoint(str(tmp_path / 'c.pth'))['meta'].keys() == shown
 
 
 def test_entries_by_name(tmp_path):
