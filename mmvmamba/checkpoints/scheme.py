@@ -1,5 +1,6 @@
 """mmengine's loader learns `mmvmamba://NAME`, and that the published addresses are read by us, not unpickled."""
 
+import importlib
 import re
 import sys
 
@@ -60,5 +61,5 @@ def _dataset_meta(dataset: str) -> dict:
     toolbox, name = _CLASSES.get(dataset, ('', ''))
     if toolbox not in sys.modules:
         return {}
-    registry = sys.modules[toolbox].registry.DATASETS
+    registry = importlib.import_module(f'{toolbox}.registry').DATASETS  # which the toolbox alone does not import
     return dict(dataset_meta=dict(registry.get(name).METAINFO))
