@@ -52,8 +52,6 @@ def _have(entry: dict, backbone: bool, trust: bool) -> None:
     try:
         if backbone and scheme in ('', 'mmvmamba'):
             checkpoints.read_file(source, trust=trust or entry.get('trust', False))
-            if trust:
-                entry['trust'] = True
         elif scheme in ('', 'mmvmamba', 'http', 'https') and not checkpoints.locate(source).exists():
             raise FileNotFoundError(f'checkpoint {source} of an init_cfg does not exist')
     except checkpoints.WeightsUnavailable as error:
@@ -97,7 +95,10 @@ def _remove_pretrained(model) -> None:
 
 def build_runner(cfg: Config, notes: list[str]) -> Runner:
     """The runner that a config asks for; the notes are the first lines of its log."""
-    kind = RUNNERS.get(cfg.runner_type) if 'runner_type' in cfg else Runner
+    kind = cfg.get('runner_type', Runner)
+    kind = RUNNERS.get(kind) if isinstance(kind, str) else kind
+    if kind is None:
+        return RUNNERS.build(cfg)  # which says what is wrong
 
     class Announcing(kind):
         def _log_env(self, *arguments):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import PretrainedInit
+from mmengine.runner import Runner
 
 from mmvmamba import checkpoints
 from mmvmamba.engine import start
@@ -74,3 +75,25 @@ def test_a_config_without_weights_is_from_scratch_and_says_so():
 def test_from_scratch_contradicts_weights_for_the_whole_model():
     with pytest.raises(ValueError, match=r"--from-scratch contradicts load_from='whole\.pth'"):
         start.settle(config(load_from='whole.pth'), from_scratch=True)
+
+
+class Own(Runner):
+    @classmethod
+    def from_cfg(cls, cfg):
+        return cls, cfg
+
+
+def test_a_runner_is_a_name_or_a_class():
+    """As pure-Python configs give it."""
+    cls, _ = start.build_runner(Config(dict(runner_type=Own)), [])
+    assert issubclass(cls, Own)
+    with pytest.raises(KeyError, match='Nope is not in the runner registry'):
+        start.build_runner(Config(dict(runner_type='Nope')), [])
+
+
+def test_trust_changes_no_config(tmp_path):
+    """Backbones of others take no such key, and the guard around a run has it."""
+    torch.save({'model': {'a': torch.ones(1)}}, tmp_path / 'c.pth')
+    cfg = config(str(tmp_path / 'c.pth'))
+    start.settle(cfg, trust=True)
+    assert cfg == config(str(tmp_path / 'c.pth'))
