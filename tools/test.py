@@ -42,7 +42,9 @@ def configure(arguments: argparse.Namespace):
     task = launch.task_of(cfg)
     launch.prepare(cfg, arguments.launcher, arguments.work_dir)
     notes = launch.check_data(cfg, ('test',))
-    cfg.load_from = None  # mmengine's loader takes what fits and goes on; ours is strict
+    # mmengine's loader takes what fits and goes on; ours is strict. And where a resumed run has written the config, it
+    # would put the newest checkpoint of the work folder in place of the one to test
+    cfg.load_from, cfg.resume = None, False
     if arguments.show_dir:
         launch.draw_predictions(cfg, arguments.show_dir)
     if arguments.out:
