@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import contextvars
+import os
 import pickle
 import struct
 from collections import OrderedDict
@@ -61,13 +62,7 @@ def read_file(path: str | Path, *, trust: bool = False) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     if path.suffix == '.safetensors':
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise CheckpointError(f'{path} is truncated or damaged ({error}); get the file again') from error
+        return _read_safetensors(path)
     trust = trust or _trusting.get()
     try:
         if not trust and _is_program(path):
@@ -92,6 +87,20 @@ def read_file(path: str | Path, *, trust: bool = False) -> dict:
     if not isinstance(content, Mapping):
         raise CheckpointError(f'{path} holds a {type(content).__name__}; expected a mapping of names to tensors')
     return dict(content)
+
+
+def _read_safetensors(path: Path) -> dict:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise CheckpointError(
+            f'{path} is read by safetensors, which is not installed; pip install safetensors'
+        ) from error
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f'{path} is truncated or damaged ({error}); get the file again') from error
 
 
 _DAMAGE = (RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError, AssertionError, struct.error)
@@ -258,7 +267,9 @@ RESOLVERS: dict[str, Callable[[str], Path]] = {}
 def locate(source: str | Path) -> Path:
     """The path of a file; one behind an address or a name of published weights is downloaded first."""
     scheme = str(source).partition('://')[0]
-    return RESOLVERS[scheme](str(source)) if scheme in RESOLVERS else Path(source)
+    if scheme in RESOLVERS and scheme != str(source):
+        return RESOLVERS[scheme](str(source))
+    return Path(os.path.expanduser(source))  # as mmengine's reader does
 
 
 def open_source(source, trust: bool) -> dict:

@@ -33,6 +33,20 @@ def test_reads_safetensors(tmp_path):
     assert torch.equal(checkpoints.read(tmp_path / 'c.safetensors')['weight'], STATE['weight'])
 
 
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    save_file(STATE, tmp_path / 'c.safetensors')
+    monkeypatch.setitem(sys.modules, 'safetensors', None)
+    with pytest.raises(checkpoints.CheckpointError, match='pip install safetensors'):
+        checkpoints.read(tmp_path / 'c.safetensors')
+
+
+def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
+    """As mmengine's reader takes it: no shell expands the one in `load_from=~/c.pth`."""
+    monkeypatch.setenv('HOME', str(tmp_path))
+    torch.save(STATE, tmp_path / 'c.pth')
+    assert checkpoints.read('~/c.pth').keys() == STATE.keys()
+
+
 def test_code_is_refused_and_does_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({'state_dict': STATE, 'meta': Dangerous()}, 'c.pth')
