@@ -86,6 +86,8 @@ def load(
     """
     label = 'a dict' if isinstance(source, Mapping) else str(source)
     content = open_source(source, trust)
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
     fitted, report = fit(content, model, label, container=container, prefix=prefix, fresh_heads=fresh_heads)
     try:
         model.load_state_dict(fitted, strict=False)  # `fresh` is all that may be missing, as checked

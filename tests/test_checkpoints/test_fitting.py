@@ -40,6 +40,18 @@ def test_classifier_drops_its_head_and_leaves_output_norms_fresh(golden, caplog)
     assert 'left at their initial values: outnorm0.weight' in caplog.text
 
 
+def test_a_wrapped_backbone_takes_what_the_bare_one_takes(golden):
+    parameters, _, kwargs = golden['v0']
+    classifier = {f'module.{name}': value for name, value in parameters.items() if not name.startswith('outnorm')}
+    model = golden_runs.vmamba(kwargs)
+    for wrapped in (nn.DataParallel(model), torch.compile(model)):
+        for value in model.parameters():
+            value.data.zero_()
+        assert len(checkpoints.load({'model': classifier}, wrapped).fresh) == 2 * len(kwargs['depths'])
+        own = model.state_dict()
+        assert all(torch.equal(own[name], parameters[name]) for name in own if not name.startswith('outnorm'))
+
+
 def test_a_model_with_fewer_outputs_takes_what_it_has(golden):
     parameters, tensors, kwargs = golden['s1']
     model = golden_runs.vmamba(kwargs, out_indices=(1,))

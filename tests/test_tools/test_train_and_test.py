@@ -317,6 +317,15 @@ def test_fine_tuning_on_other_classes_is_said_and_asked_for(trained, shapes, tmp
     }
 
 
+def test_a_config_that_resumes_tests_the_checkpoint_that_is_named(monkeypatch):
+    """As resumed runs leave them; mmengine would look for the newest in the work folder."""
+    tool = load_tool('test')
+    monkeypatch.setattr(tool.launch, 'check_data', lambda *_: [])
+    options = ['--cfg-options', 'resume=True', 'load_from=epoch_1.pth']
+    cfg, _ = tool.configure(tool.parse_arguments([DETECTION, 'epoch_2.pth', *options]))
+    assert (cfg.resume, cfg.load_from) == (False, None)
+
+
 def test_a_config_may_say_resume_and_fresh_heads(trained):
     tool, work_dir = load_tool('train'), str(trained['segmentation'])
 
