@@ -97,12 +97,28 @@ def _record(path: Path) -> Path:
     return path.with_name(f'{path.name}.json')
 
 
+def _recorded(record: Path) -> dict:
+    """What a record says.
+
+    Raises:
+        CheckpointError: it is damaged, or another program's.
+    """
+    try:
+        found = json.loads(record.read_text())
+        return dict(address=found['address'], size=int(found['size']), sha256=found['sha256'])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f'{record} is no record of a download, or damaged; expected address, size and sha256. Move it away to '
+            f'use {record.name.removesuffix(".json")} as it is, or both to download that again'
+        ) from error
+
+
 def _hold_to_record(wanted: Published, path: Path) -> None:
     """Refuse a file that is not the one that was downloaded. One that was put there by hand has no record."""
     record, state = _record(path), path.stat()
     if not record.is_file():
         return
-    expected = json.loads(record.read_text())
+    expected = _recorded(record)
     if not wanted.name and expected['address'] != wanted.url:
         raise CheckpointError(
             f'{path} was downloaded from {expected["address"]}, and {wanted.url} ends in the same name; move one of '
@@ -177,7 +193,7 @@ def _accept(wanted: Published, part: Path, path: Path) -> None:
     found = dict(address=wanted.url, size=part.stat().st_size, sha256=_sha256(part))
     record = _record(path)
     if record.is_file():
-        earlier = json.loads(record.read_text())
+        earlier = _recorded(record)
         if any(found[key] != earlier[key] for key in ('size', 'sha256')):
             part.unlink()
             raise _Failed(
@@ -202,7 +218,7 @@ def _resumable(url: str, part: Path) -> tuple[int, dict]:
     try:
         about = json.loads(_about(part).read_text())
         return (part.stat().st_size, about) if about['url'] == url and about['mark'] else (0, {})
-    except (FileNotFoundError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return 0, {}
 
 

@@ -146,6 +146,15 @@ def test_a_file_that_changed_on_disk(mirror, cache, entry):
     assert checkpoints.locate(SOURCE).read_bytes() == damaged, 'as the message says'
 
 
+@pytest.mark.parametrize('text', ['', '{"size": 1}', '[]'])
+def test_a_record_that_is_none(text, mirror, cache, entry):
+    mirror.files[entry.file] = CONTENT
+    path = checkpoints.locate(SOURCE)
+    path.with_name(f'{entry.file}.json').write_text(text)
+    with pytest.raises(CheckpointError, match=rf'{entry.file}\.json is no record of a download, or damaged.*Move it'):
+        checkpoints.locate(SOURCE)
+
+
 def test_a_file_that_changed_at_its_address(mirror, cache, entry):
     mirror.files[entry.file] = CONTENT
     checkpoints.locate(SOURCE).unlink()
