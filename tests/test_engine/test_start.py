@@ -96,4 +96,4 @@ def test_trust_changes_no_config(tmp_path):
     torch.save({'model': {'a': torch.ones(1)}}, tmp_path / 'c.pth')
     cfg = config(str(tmp_path / 'c.pth'))
     start.settle(cfg, trust=True)
-    assert cfg == config(str(tmp_path / 'c.pth'))
+    assert cfg.to_dict() == config(str(tmp_path / 'c.pth')).to_dict()
