@@ -198,13 +198,16 @@ def metrics(cfg: Config, split: str) -> list[Metric]:
         if not ann_file:
             continue
         cls = find_class(METRICS, metric.get('type'), metric.get('_scope_', cfg.get('default_scope')))
-        base = _imported('mmdet.evaluation.metrics.coco_metric', 'CocoMetric')
-        coco = base is not None and isinstance(cls, type) and issubclass(cls, base)
+        known = [
+            _imported('mmdet.evaluation.metrics.coco_metric', 'CocoMetric'),
+            _imported('mmdet.evaluation.metrics.faster_coco_metric', 'FasterCocoMetric'),
+        ]
+        judged = [base.compute_metrics for base in known if base is not None]
         found.append(
             Metric(
                 f'{split}_evaluator{f"[{i}]" if several else ""}',
                 None if '://' in ann_file else Path(ann_file),
-                coco and cls.compute_metrics is base.compute_metrics,
+                getattr(cls, 'compute_metrics', None) in judged,
                 'segm' in (metric.get('metric') or ()),
                 not metric.get('format_only', False),
             )
