@@ -265,6 +265,7 @@ def parses(tool: str, words: list[str], monkeypatch) -> None:
     with monkeypatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as said:
         patch.setattr(argparse.ArgumentParser, 'parse_args', stop)
         patch.setattr(sys, 'argv', [tool, *words])
+        patch.syspath_prepend(str(ROOT / 'tools'))  # as Python does for a program
         try:
             load_tool(tool.removeprefix('tools/').removesuffix('.py')).main([_WORDS.get(word, word) for word in words])
         except _Parsed:
