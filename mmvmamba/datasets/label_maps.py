@@ -151,15 +151,16 @@ def doubts(looked: Looked, classes: list[str], total: int, ignored: int) -> list
     """
     if not looked.maps:
         return []
+    pixels = looked.pixels[ignored] if 0 <= ignored < len(looked.pixels) else 0
     said, where = [], f'the {looked.maps} label files looked at (of {total})'
     absent = [name for name, count in zip(classes, looked.pixels, strict=False) if not count]
     if absent:
         said.append(
             f'{len(absent)} of {len(classes)} classes occur in none of {where}: {shorten(map(repr, absent), 10)}'
         )
-    elif len(classes) == 1 and looked.pixels[ignored]:
+    elif len(classes) == 1 and pixels:
         said.append(f'what is not ignored in {where} is all {classes[0]!r}, so there is nothing to learn')
-    share = looked.pixels[ignored] / max(looked.pixels.sum(), 1)
+    share = pixels / max(looked.pixels.sum(), 1)
     if share > _MOST:
         said.append(f'{100 * share:.1f} % of the pixels of {where} are ignored')
     return said

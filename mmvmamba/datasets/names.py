@@ -88,6 +88,13 @@ def one_class(model: dict, classes: list[str]) -> Iterator[str]:
             yield key
 
 
+def ignored_label(model: dict) -> int:
+    """The label of pixels that a segmentor's loss leaves out."""
+    head = model.get('decode_head') or {}
+    head = head[-1] if isinstance(head, (list, tuple)) else head
+    return head.get('ignore_index', 255)
+
+
 def learns_names(model: dict) -> bool:
     """Whether a model's labels are the names of the data set it is trained on; not so with an open vocabulary."""
     return not any(word in model for word in _ANY_CLASSES)
