@@ -204,7 +204,8 @@ def filtered(content: dict, classes: list[str], filter_cfg: dict | None) -> tupl
         classes: the names that are trained on.
         filter_cfg: of the dataset.
     """
-    chosen = {category['id'] for category in content['categories'] if category['name'] in classes}
+    named = set(classes)
+    chosen = {category['id'] for category in content['categories'] if category['name'] in named}
     filled = {one['image_id'] for one in content.get('annotations') or () if one['category_id'] in chosen}
     small = [min(one['width'], one['height']) < (filter_cfg or {}).get('min_size', 0) for one in content['images']]
     if not (filter_cfg or {}).get('filter_empty_gt', False):
@@ -323,10 +324,10 @@ def _of_annotations(found: Examined, metric: bool) -> None:
 
 
 def _of_classes(rows: _Rows, classes: list[str] | None) -> _Rows:
-    categories = rows.found.content['categories']
-    if classes is None or not set(classes) <= {one['name'] for one in categories}:
+    ids = {one['name']: one['id'] for one in rows.found.content['categories']}
+    if classes is None or not set(classes) <= set(ids):
         return rows
-    chosen = {one['id'] for one in categories if one['name'] in classes}
+    chosen = {ids[name] for name in classes}
     ours = [category in chosen for category in rows.column('category_id')]
     return _Rows(rows.found, rows.part, list(compress(rows.at, ours)), list(compress(rows.entries, ours)))
 
