@@ -283,9 +283,10 @@ class _Audit:
             said, advice = label_maps.convention(some, looked, reduces, len(classes), ignored)
             if looked.bad and advice and not reduces:
                 self.report.add('warning', folder, f'{said}: {advice}')
-            for doubt in doubts:
-                level = 'note' if source.evaluates else 'warning'
-                self.report.add(level, folder, f'{doubt}. {said}{": " if advice else ""}{advice}')
+            for level, doubt in doubts:
+                self.report.add(
+                    'note' if source.evaluates else level, folder, f'{doubt}. {said}{": " if advice else ""}{advice}'
+                )
 
     def images(self, source: Source, images: list[tuple[str, tuple[int, int] | None]]) -> set[str]:
         """Image files: whether they exist, and of a sample head, end and size; returns those that do not exist."""
