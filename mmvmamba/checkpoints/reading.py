@@ -244,9 +244,10 @@ def guard(trust: bool = False):
         content = read_file(filename)
         if 'state_dict' not in content:  # the only container that mmengine looks into
             content['state_dict'] = parameters(content, filename).state_dict
-        if not _trusting.get() and 'config' in (content.get('meta') or {}):
+        meta = content.get('meta')
+        if not _trusting.get() and isinstance(meta, Mapping):
             # what old versions kept there; resuming runs it as Python, to compare the numbers of GPUs
-            content['meta'] = {key: value for key, value in content['meta'].items() if key != 'config'}
+            content['meta'] = {key: value for key, value in meta.items() if key != 'config'}
         return content
 
     schemes, token = CheckpointLoader._schemes, _trusting.set(trust)
