@@ -115,34 +115,27 @@ class CustomOperator:
         return module
 
     def _run(self, *arguments):
-        *arguments, backend = arguments
-        module = self._module('forward', backend, self._forward, arguments)
         device = arguments[0].device
         if torch.is_autocast_enabled(device.type):
-            with dispatch.full_precision(device):
-                return self._forward(module, *arguments)
-        return self._forward(module, *arguments)
+            with dispatch.full_precision(device):  # where it is decided what runs as well
+                return self._run(*arguments)
+        *arguments, backend = arguments
+        return self._forward(self._module('forward', backend, self._forward, arguments), *arguments)
 
     def _run_backward(self, *arguments):
-        *arguments, backend = arguments
-        module = self._module('backward', backend, self._backward, arguments)
         device = arguments[0].device
         if torch.is_autocast_enabled(device.type):
             with dispatch.full_precision(device):
-                grads = self._backward(module, *arguments)
-        else:
-            grads = self._backward(module, *arguments)
+                return self._run_backward(*arguments)
+        *arguments, backend = arguments
+        grads = self._backward(self._module('backward', backend, self._backward, arguments), *arguments)
         first = 1 + self._keeps
         return gradients.as_inputs(grads, arguments[first : first + self._count])
 
     def _dispatched(self, keyset, *arguments):
         """What autograd does at a call that came through the dispatcher."""
         tensors = arguments[: self._count]
-        if _any_tangent(tensors):
-            raise NotImplementedError(
-                f'{self.name}: forward-mode differentiation (torch.func.jvp, jacfwd, hessian; dual tensors) of the '
-                "compiled and vectorised backends does not exist; use backend='reference', or reverse mode"
-            )
+        self._refuse_tangents(tensors)
         if needs_gradient(tensors):
             return _apply(self._function, keyset, *arguments)
         return _below_autograd(self._op, keyset, arguments)
