@@ -31,6 +31,9 @@ def _keys(*names):
 
 _QUIET = frozenset((_keys('BackendSelect', 'ADInplaceOrView'), _keys('BackendSelect')))  # the latter in inference mode
 
+operators: dict[str, 'CustomOperator'] = {}
+"""All of them, by their names."""
+
 _MOST = 10_000
 _resolved: dict[tuple, str] = {}  # at most so many; a training run on images of all sizes has thousands
 
@@ -86,6 +89,7 @@ class CustomOperator:
         self._function, self._direct = _differentiable(self), _differentiable(self, direct=True)
         _library.impl(self.name, self._dispatched, 'Autograd', with_keyset=True)
         _library.impl(f'{self.name}_backward', self._backward_dispatched, 'Autograd', with_keyset=True)
+        operators[self.name] = self
 
     def __call__(self, *arguments):
         """Run it, through PyTorch's dispatcher where anybody may look."""
@@ -97,6 +101,10 @@ class CustomOperator:
             return self._direct.apply(*arguments)
         y = self._run(*arguments)
         return y[0] if self._keeps else y
+
+    def run(self, direction: str, *arguments):
+        """One pass, 'forward' or 'backward', by what implements it: past PyTorch's dispatcher and autograd."""
+        return (self._run if direction == 'forward' else self._run_backward)(*arguments)
 
     def _module(self, direction: str, backend: str, run, arguments: tuple):
         """The implementation that runs one pass with these arguments."""
