@@ -31,6 +31,9 @@ IDLE = 30.0
 _ENDED_BY_OTHERS = (-2, -9, -15)
 """Codes after SIGINT, SIGKILL (also the system's, when it lacks memory) and SIGTERM, which no kernel causes."""
 
+_SERVE = 'import sys; sys.path[:] = {path}; from {module} import serve; serve()'
+"""What the process runs; by itself it would look into the current folder first."""
+
 command: list[str] | None = None
 """How a worker is started, if not by this module: tests give it a device that is no GPU."""
 
@@ -76,12 +79,12 @@ class Worker:
         if self._process is not None and self._process.poll() is None:
             return None
         self.close()
-        environment = dict(os.environ, MMVMAMBA_VERIFY='off', PYTHONPATH=os.pathsep.join(p for p in sys.path if p))
+        environment = dict(os.environ, MMVMAMBA_VERIFY='off')
         environment.pop('MMVMAMBA_BACKEND', None)
         try:
             self._log = tempfile.TemporaryFile('w+', errors='replace')  # noqa: SIM115 (`close` closes it)
             self._process = subprocess.Popen(
-                command or [sys.executable, '-c', f'from {__name__} import serve; serve()'],
+                command or [sys.executable, '-c', _SERVE.format(path=sys.path, module=__name__)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
