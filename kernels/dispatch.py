@@ -186,7 +186,8 @@ def _fastest(operator: str, device_type: str, dtype: torch.dtype) -> str:
                 how = f' unchecked ({VERIFY_VARIABLE}=off)' if verify_mode() == 'off' else _ONCE_PROVED
             _log_once(f'{operator} on {device_type}: using the {backend} backend{how}{passed_over}')
             return 'auto' if backend == 'triton' else backend
-        reasons.append(f'not {backend}: {reason}')
+        if (backend, device_type) != ('triton', 'cpu'):  # nobody expects it there
+            reasons.append(f'not {backend}: {reason}')
     raise BackendUnavailableError(f'{operator}: no backend can run on {device_type}: {"; ".join(reasons)}')
 
 

@@ -60,6 +60,7 @@ ARCHS = {**VMAMBAS, **{f'fastvim_{arch}': spec for arch, spec in FASTVIMS.items(
 MULTIPROCESSORS = {  # warps, programs, bytes of shared memory; all have 65,536 registers
     'sm_80': (64, 32, 164 << 10),
     'sm_90': (64, 32, 228 << 10),
+    'sm_100': (64, 32, 228 << 10),
     'sm_120': (48, 24, 100 << 10),
 }
 _BINARIES = Path(triton.__file__).parent / 'backends/nvidia/bin'

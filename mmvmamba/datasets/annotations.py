@@ -31,8 +31,9 @@ class Defect:
         text: what is wrong with each.
         entries: their positions in the file's list.
         effect: 'crash' (the toolbox raises an error), 'drop' (it leaves them out), 'unmatched' (so it does, and in a
-            file cut down to some images or categories nothing is wrong with that), 'empty' (no area inside the image:
-            training leaves them out, a metric takes them as they are), 'metric' (only the metric needs it).
+            file cut down to some categories nothing is wrong with that), 'surplus' (likewise of images, in an
+            evaluation too), 'empty' (no area inside the image: training leaves them out, a metric takes them as they
+            are), 'metric' (only the metric needs it).
     """
 
     part: str
@@ -48,6 +49,7 @@ class Examined:
     Attributes:
         content: the file.
         masks: whether segmentations were looked at.
+        classes: names of the categories whose segmentations were; None for all.
         faults: what is wrong with the file as a whole, in words.
         defects: what is wrong with entries.
         reported: whether the user has been told.
@@ -55,6 +57,7 @@ class Examined:
 
     content: dict
     masks: bool
+    classes: list[str] | None
     faults: list[str]
     defects: list[Defect]
     reported: bool = False
@@ -83,17 +86,18 @@ class Examined:
         for defect in self.defects:
             total = len(self.content[defect.part])
             text = f'{len(defect.entries)} of {total} {defect.part}: {defect.text}: {self._examples(defect)}'
-            if defect.effect == 'metric' or (evaluates and defect.effect != 'empty'):
+            if defect.effect == 'metric' or (evaluates and defect.effect not in ('empty', 'surplus')):
                 yield 'error', f'{text}. Evaluation leaves nothing out; repair or remove them'
             elif evaluates:
-                yield 'note', f'{text}. They are evaluated as they are'
+                what = 'They are evaluated as they are' if defect.effect == 'empty' else 'No evaluated image has them'
+                yield 'note', f'{text}. {what}'
             elif defect.effect == 'crash' and not checked:
                 yield 'error', f'{text}. mmvmamba.CheckedCocoDataset leaves them out'
             else:
                 yield 'warning', f'{text}. Left out of training'
         for part in () if evaluates else ('images', 'annotations'):
             total = len(self.content.get(part) or ())
-            out = len(self.left_out(part, 'unmatched'))
+            out = len(self.left_out(part, 'unmatched', 'surplus'))
             if 2 * out > total:
                 yield (
                     'error',
@@ -156,15 +160,15 @@ def forget() -> None:
     _handed_over.clear()
 
 
-def take(path: str | Path, masks: bool, annotated: bool) -> Examined:
+def take(path: str | Path, masks: bool, annotated: bool, classes: list[str] | None = None) -> Examined:
     """A file, parsed and examined as `examine` does; what was handed over is taken, once.
 
     Raises:
         DataError: see `read`.
     """
     examined = _handed_over.pop(_identity(Path(path)), None)
-    if examined is None or masks > examined.masks:
-        examined = examine(read(path) if examined is None else examined.content, masks, annotated)
+    if examined is None or masks > examined.masks or (masks and classes != examined.classes):
+        examined = examine(read(path) if examined is None else examined.content, masks, annotated, classes=classes)
     return examined
 
 
@@ -173,16 +177,19 @@ def _identity(path: Path) -> tuple:
     return path.resolve(), state.st_mtime_ns, state.st_size
 
 
-def examine(content: dict, masks: bool, annotated: bool = True, metric: bool = False) -> Examined:
+def examine(
+    content: dict, masks: bool, annotated: bool = True, metric: bool = False, classes: list[str] | None = None
+) -> Examined:
     """Look at every entry.
 
     Args:
         content: a parsed file.
         masks: whether segmentations are read.
-        annotated: whether annotations are needed; a test set has none.
+        annotated: whether annotations are needed; a test set has none, nor has one that is trained on without labels.
         metric: whether pycocotools compares predictions with the file, which needs more than training does.
+        classes: names of the categories whose segmentations are read; None for all.
     """
-    found = Examined(content, masks, list(_faults(content, annotated)), [])
+    found = Examined(content, masks, classes, list(_faults(content, annotated)), [])
     if not found.faults:
         _of_images(found, content['images'])
         _of_annotations(found, metric)
@@ -197,7 +204,8 @@ def filtered(content: dict, classes: list[str], filter_cfg: dict | None) -> tupl
         classes: the names that are trained on.
         filter_cfg: of the dataset.
     """
-    chosen = {category['id'] for category in content['categories'] if category['name'] in classes}
+    named = set(classes)
+    chosen = {category['id'] for category in content['categories'] if category['name'] in named}
     filled = {one['image_id'] for one in content.get('annotations') or () if one['category_id'] in chosen}
     small = [min(one['width'], one['height']) < (filter_cfg or {}).get('min_size', 0) for one in content['images']]
     if not (filter_cfg or {}).get('filter_empty_gt', False):
@@ -312,7 +320,16 @@ def _of_annotations(found: Examined, metric: bool) -> None:
     rows = _references(rows, 'category_id', {one['id'] for one in found.content['categories']}, 'categories')
     rows = _boxes(rows, sizes)
     if found.masks:
-        _masks(rows, sizes)
+        _masks(_of_classes(rows, found.classes), sizes)
+
+
+def _of_classes(rows: _Rows, classes: list[str] | None) -> _Rows:
+    ids = {one['name']: one['id'] for one in rows.found.content['categories']}
+    if classes is None or not set(classes) <= set(ids):
+        return rows
+    chosen = {ids[name] for name in classes}
+    ours = [category in chosen for category in rows.column('category_id')]
+    return _Rows(rows.found, rows.part, list(compress(rows.at, ours)), list(compress(rows.entries, ours)))
 
 
 def _references(rows: _Rows, key: str, known: set, part: str) -> _Rows:
@@ -321,9 +338,10 @@ def _references(rows: _Rows, key: str, known: set, part: str) -> _Rows:
     if not unknown:
         return rows
     text = f'`{key}` is not among the {part} ({shorten(map(repr, sorted(unknown, key=str)))})'
+    effect = 'surplus' if part == 'images' else 'unmatched'
     if {str(one) for one in unknown} & {str(one) for one in known}:
-        text += '; here a text, there a number'
-    return rows.without((value in unknown for value in column), text, 'unmatched')
+        text, effect = f'{text}; here a text, there a number', 'unmatched'
+    return rows.without((value in unknown for value in column), text, effect)
 
 
 def _boxes(rows: _Rows, sizes: dict) -> _Rows:

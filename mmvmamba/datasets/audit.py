@@ -13,7 +13,7 @@ from mmengine.config import Config
 
 from . import annotations, files, label_maps, names
 from .report import DataError, Report
-from .sources import Metric, Source, in_scope, metrics, reads_coco, reads_coco_instances, sources
+from .sources import Metric, Source, in_scope, lists_coco_images, metrics, reads_coco, reads_coco_instances, sources
 
 SAMPLES = 200
 _NAMED = 20  # bad files of one data set
@@ -160,9 +160,11 @@ class _Audit:
         if content is None:
             return
         report, entries = self.report, reads_coco_instances(source.cls) or source.checked
-        examined = annotations.examine(
-            content if entries else dict(content, annotations=[]), source.reads_masks, annotated=not source.evaluates
-        )
+        read = content if entries else dict(content, annotations=[])
+        if not lists_coco_images(source.cls) and not source.checked:
+            read['images'] = []
+        annotated = bool(source.loaders) and not source.evaluates
+        examined = annotations.examine(read, source.reads_masks, annotated, classes=classes)
         for level, text in examined.findings(source.evaluates, source.checked):
             report.add(level, path, text)
         if examined.faults:
@@ -206,7 +208,8 @@ class _Audit:
         content = self.content(path) if self.exists(metric) and path is not None and metric.coco else None
         if content is None:
             return
-        examined = annotations.examine(content, metric.masks, annotated=metric.compares, metric=metric.compares)
+        classes = next((self.classes[source.key] for source in found), None)
+        examined = annotations.examine(content, metric.masks, metric.compares, metric.compares, classes)
         for level, text in examined.findings(evaluates=True, checked=True):
             self.report.add(level, path, text)
         for source in found if not examined.faults else ():
@@ -244,10 +247,13 @@ class _Audit:
         if not infos:
             report.add('error', folder, label_maps.nothing_found(dataset))
             return
+        if not all(isinstance(info.get('img_path'), str) for info in infos):
+            report.add('info', folder, 'not looked at: its list has no path of an image')
+            return
         report.add('info', folder, f'{len(infos)} images')
         absent = self.images(source, [(info['img_path'], None) for info in infos])
         loader = source.map_loader
-        if loader is None or not all('seg_map_path' in info for info in infos):
+        if loader is None or not all(isinstance(info.get('seg_map_path'), str) for info in infos):
             return
         maps = [info['seg_map_path'] for info in infos]
         without = self.absent(source, dataset.data_prefix.get('seg_map_path', source.key), maps, len(infos))
@@ -258,7 +264,8 @@ class _Audit:
     def labels(self, source: Source, dataset, infos: list[dict], classes: list[str] | None) -> None:
         """The label maps of a dataset, in a sample."""
         chosen = [infos[i] for i in files.spread(len(infos), self.samples)]
-        ignored, folder = dataset.ignore_index, dataset.data_prefix.get('seg_map_path', source.key)
+        ignored = dataset.ignore_index if source.checked else names.ignored_label(self.model)
+        folder = dataset.data_prefix.get('seg_map_path', source.key)
         looked = label_maps.look(chosen, source.map_loader, classes, ignored, source.reads_images)
         if looked.mistake is not None:
             said = f'{looked.mistake}. The files can be read, so the mistake is in the config'
@@ -276,12 +283,16 @@ class _Audit:
             said, advice = label_maps.convention(some, looked, reduces, len(classes), ignored)
             if looked.bad and advice and not reduces:
                 self.report.add('warning', folder, f'{said}: {advice}')
-            for doubt in doubts:
-                level = 'note' if source.evaluates else 'warning'
-                self.report.add(level, folder, f'{doubt}. {said}{": " if advice else ""}{advice}')
+            for level, doubt in doubts:
+                self.report.add(
+                    'note' if source.evaluates else level, folder, f'{doubt}. {said}{": " if advice else ""}{advice}'
+                )
 
     def images(self, source: Source, images: list[tuple[str, tuple[int, int] | None]]) -> set[str]:
         """Image files: whether they exist, and of a sample head, end and size; returns those that do not exist."""
+        if not source.finds_images or (images and '://' in images[0][0]):
+            self.report.add('info', source.key, 'images not looked at: no transform of a toolbox reads them from files')
+            return set()
         where = Path(images[0][0]).parent if images else source.key
         absent = self.absent(source, where, (path for path, _ in images), len(images))
         there = [one for one in images if one[0] not in absent]
@@ -301,7 +312,7 @@ class _Audit:
 
     def absent(self, source: Source, place, paths: Iterable[str], total: int) -> set[str]:
         """Files of a folder that do not exist."""
-        absent = files.missing(paths)
+        absent = files.missing(path for path in paths if '://' not in path)
         self.bad(source, place, [(path, 'does not exist') for path in absent], total, files.suffixes)
         return set(absent)
 

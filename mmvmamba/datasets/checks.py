@@ -5,8 +5,8 @@
     segmentation label outside the classes              bad sample
     annotation without area, or box outside its image   left out of training, counted in one warning; the metric reads
                                                         the annotation file by itself and leaves nothing out
-    entry that lacks a field (box, area, mask, size     left out of training, counted; evaluation stops at the start
-    of the image, ...) or names no image or category
+    entry that lacks a field (box, area, mask, size     left out of training, counted; evaluation stops at the start,
+    of the image, ...) or names no image or category    but for entries of images that the file does not list
     image without annotations                           detection: left out of training, counted; evaluated like others
     grey or 16-bit image                                read as 8-bit colour
     orientation tag                                     obeyed, unless the size in the annotation says otherwise

@@ -3,6 +3,7 @@
 import logging
 from functools import partial
 
+from mmcv.transforms import LoadAnnotations
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmengine.logging import print_log
@@ -60,11 +61,14 @@ class CheckedCocoDataset(CocoDataset):
 
 def _open(dataset: CheckedCocoDataset, path: str) -> COCO:
     """The annotation file, with what `dataset` can use of it."""
-    masks = any(getattr(transform, 'with_mask', False) for transform in dataset.pipeline.transforms)
-    examined = annotations.take(path, masks, annotated=not dataset.test_mode)
-    said = list(examined.findings(dataset.test_mode, checked=True))
+    transforms = dataset.pipeline.transforms
+    masks = any(getattr(transform, 'with_mask', False) for transform in transforms)
+    annotated = not dataset.test_mode and any(isinstance(transform, LoadAnnotations) for transform in transforms)
     classes = dataset.metainfo.get('classes')
     fault = names.classes_fault(classes)
+    trained = list(classes) if fault is None else None
+    examined = annotations.take(path, masks, annotated, trained)
+    said = list(examined.findings(dataset.test_mode, checked=True))
     if fault is not None:
         said.append(('error', fault))
     elif not examined.faults:

@@ -140,8 +140,11 @@ def nothing_found(dataset) -> str:
     return f'no image: looked in {folder} for names that end with {dataset.img_suffix!r}; {files.suffixes(folder)}'
 
 
-def doubts(looked: Looked, classes: list[str], total: int, ignored: int) -> list[str]:
-    """What is legal but most often a mistake, in words.
+_MAPS_A_CLASS = 10  # of a sample; with fewer, a rare class (there are many in ADE20K) may well be in none
+
+
+def doubts(looked: Looked, classes: list[str], total: int, ignored: int) -> list[tuple[str, str]]:
+    """What is legal but most often a mistake: 'warning' or, where a sample cannot tell, 'note', and words.
 
     Args:
         looked: a sample.
@@ -151,17 +154,19 @@ def doubts(looked: Looked, classes: list[str], total: int, ignored: int) -> list
     """
     if not looked.maps:
         return []
+    pixels = looked.pixels[ignored] if 0 <= ignored < len(looked.pixels) else 0
     said, where = [], f'the {looked.maps} label files looked at (of {total})'
     absent = [name for name, count in zip(classes, looked.pixels, strict=False) if not count]
     if absent:
-        said.append(
-            f'{len(absent)} of {len(classes)} classes occur in none of {where}: {shorten(map(repr, absent), 10)}'
-        )
-    elif len(classes) == 1 and looked.pixels[ignored]:
-        said.append(f'what is not ignored in {where} is all {classes[0]!r}, so there is nothing to learn')
-    share = looked.pixels[ignored] / max(looked.pixels.sum(), 1)
+        small = looked.maps < min(total, _MAPS_A_CLASS * len(classes)) and 2 * len(absent) < len(classes)
+        text = f'{len(absent)} of {len(classes)} classes occur in none of {where}: {shorten(map(repr, absent), 10)}'
+        said.append(('note' if small else 'warning', text))
+    elif len(classes) == 1 and pixels:
+        text = f'what is not ignored in {where} is all {classes[0]!r}, so there is nothing to learn'
+        said.append(('warning', text))
+    share = pixels / max(looked.pixels.sum(), 1)
     if share > _MOST:
-        said.append(f'{100 * share:.1f} % of the pixels of {where} are ignored')
+        said.append(('warning', f'{100 * share:.1f} % of the pixels of {where} are ignored'))
     return said
 
 

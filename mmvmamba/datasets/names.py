@@ -10,6 +10,7 @@ _NO_CLASSIFIERS = ('backbone', 'neck', 'data_preprocessor', 'train_cfg', 'test_c
 # heads of another vocabulary: object or not, stuff segmentation beside instances, identities
 _OTHER_CLASSES = ('rpn_head', 'semantic_head', 'reid')
 _ANY_CLASSES = ('language_model', 'text_encoder', 'tracker')  # of models that do not learn the names of a dataset
+_COMPARED = 50  # names for which the nearest are looked for
 
 
 def classes_fault(classes) -> str | None:
@@ -35,11 +36,12 @@ def against_file(classes: list[str], categories: list[str]) -> Iterator[tuple[st
     later labels, and another order permutes them; mmdet's metric does the same with its own file.
     """
     both = f'The config has {_listed(classes)}; the file has {_listed(categories)}'
-    missing = [name for name in classes if name not in categories]
+    named, there = set(classes), set(categories)  # V3Det has 13,204
+    missing = [name for name in classes if name not in there]
     if missing:
         yield 'error', f'no category is called {shorten(map(repr, missing), 10)}{_hint(missing, categories)}. {both}'
         return
-    found = [name for name in categories if name in classes]
+    found = [name for name in categories if name in named]
     if found != list(classes):
         moved = [f'{new!r} would be trained as {old!r}' for new, old in zip(found, classes, strict=False) if new != old]
         yield (
@@ -47,7 +49,7 @@ def against_file(classes: list[str], categories: list[str]) -> Iterator[tuple[st
             f"labels are handed out in the file's order, and it differs from the config's: {', '.join(moved[:3])}. "
             f"Write the config's names in the file's order, or sort the file's categories. {both}",
         )
-    extra = [name for name in categories if name not in classes]
+    extra = [name for name in categories if name not in named]
     if extra:
         yield 'note', f'{len(extra)} categories that the config does not name are left out: {_quoted(extra)}'
 
@@ -88,6 +90,13 @@ def one_class(model: dict, classes: list[str]) -> Iterator[str]:
             yield key
 
 
+def ignored_label(model: dict) -> int:
+    """The label of pixels that a segmentor's loss leaves out."""
+    head = model.get('decode_head') or {}
+    head = head[-1] if isinstance(head, (list, tuple)) else head
+    return head.get('ignore_index', 255)
+
+
 def learns_names(model: dict) -> bool:
     """Whether a model's labels are the names of the data set it is trained on; not so with an open vocabulary."""
     return not any(word in model for word in _ANY_CLASSES)
@@ -122,7 +131,7 @@ def _hint(missing: list[str], categories: list[str]) -> str:
     same = [folded[_folded(name)] for name in missing if _folded(name) in folded]
     if same:
         return f' (but {shorten(map(repr, same), 10)}: case, spaces or hyphens differ)'
-    near = dict.fromkeys(one for name in missing for one in difflib.get_close_matches(name, categories, 1))
+    near = dict.fromkeys(one for name in missing[:_COMPARED] for one in difflib.get_close_matches(name, categories, 1))
     return f' (but {shorten(map(repr, near))})' if near else ''
 
 

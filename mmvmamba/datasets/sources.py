@@ -51,9 +51,17 @@ class Source:
     @property
     def remote(self) -> bool:
         """Whether a file backend, not the file system, reads it."""
-        backend = self.config.get('backend_args') or {}
-        root = str(self.config.get('data_root') or '')
-        return '://' in root or backend.get('backend', 'local') != 'local'
+        return '://' in str(self.config.get('data_root') or '') or _by_a_backend(self.config)
+
+    @property
+    def finds_images(self) -> bool:
+        """Whether images are files at their paths: a transform of a toolbox reads them, from the file system."""
+        with in_scope(self.scope):
+            found = [(one, find_class(TRANSFORMS, one['type'], one.get('_scope_'))) for one in self.pipeline]
+        loaders = [(one, cls) for one, cls in found if _loads_images(cls)]
+        return bool(loaders) and all(
+            _of_a_toolbox(getattr(cls, 'transform', cls)) and not _by_a_backend(one) for one, cls in loaders
+        )
 
     @property
     def checked(self) -> bool:
@@ -93,7 +101,7 @@ class Source:
         root = self.config.get('data_root') or ''
         entries = {key: self.config.get(key) for key in ('ann_file', 'proposal_file')}
         for key, value in dict(self.config.get('data_prefix') or {}).items():
-            if self._reads(key):
+            if self._reads(key) and not any(map(_by_a_backend, self.pipeline)):
                 entries[key] = value
         for key, value in entries.items():
             if isinstance(value, str) and value and '://' not in value:
@@ -116,7 +124,8 @@ class Source:
         usual = (one for one in self.pipeline if one.get('imdecode_backend', 'cv2') in ('cv2', 'pillow', 'turbojpeg'))
         with in_scope(self.scope):
             classes = [find_class(TRANSFORMS, one['type'], one.get('_scope_')) for one in usual]
-        return any(isinstance(cls, type) and issubclass(cls, LoadImageFromFile) for cls in classes)
+        known = any(isinstance(cls, type) and issubclass(cls, LoadImageFromFile) for cls in classes)
+        return known and self.finds_images
 
     @property
     def reads_label_maps(self) -> bool:
@@ -127,6 +136,7 @@ class Source:
     def map_loader(self) -> LoadAnnotations | None:
         """The transform that reads semantic label maps as mmcv's does, if there is one."""
         loaders = (one for one in self.loaders if isinstance(one, LoadAnnotations) and one.with_seg)
+        loaders = (one for one in loaders if not _by_a_backend(vars(one)))
         loaders = (one for one in loaders if not getattr(one, 'with_mask', False))  # needs the image
         return next((one for one in loaders if not _mentions(type(one), 'segments_info')), None)
 
@@ -198,13 +208,16 @@ def metrics(cfg: Config, split: str) -> list[Metric]:
         if not ann_file:
             continue
         cls = find_class(METRICS, metric.get('type'), metric.get('_scope_', cfg.get('default_scope')))
-        base = _imported('mmdet.evaluation.metrics.coco_metric', 'CocoMetric')
-        coco = base is not None and isinstance(cls, type) and issubclass(cls, base)
+        known = [
+            _imported('mmdet.evaluation.metrics.coco_metric', 'CocoMetric'),
+            _imported('mmdet.evaluation.metrics.faster_coco_metric', 'FasterCocoMetric'),
+        ]
+        judged = [base.compute_metrics for base in known if base is not None]
         found.append(
             Metric(
                 f'{split}_evaluator{f"[{i}]" if several else ""}',
-                None if '://' in ann_file else Path(ann_file),
-                coco and cls.compute_metrics is base.compute_metrics,
+                None if '://' in ann_file or _by_a_backend(metric) else Path(ann_file),
+                getattr(cls, 'compute_metrics', None) in judged,
                 'segm' in (metric.get('metric') or ()),
                 not metric.get('format_only', False),
             )
@@ -220,12 +233,33 @@ def reads_coco(cls: type | None) -> bool:
     return cls.load_data_list is base.load_data_list or getattr(cls, 'LEAVES_OUT_BAD_DATA', False)
 
 
+def lists_coco_images(cls: type | None) -> bool:
+    """Whether it takes images from the entries as `CocoDataset` does, too; a method of a user's own may not."""
+    return reads_coco(cls) and _of_a_toolbox(cls.parse_data_info)
+
+
 def reads_coco_instances(cls: type | None) -> bool:
     """Whether it takes instances from the entries as `CocoDataset` does, too."""
     if not reads_coco(cls):
         return False
     base = _imported('mmdet.datasets.coco', 'CocoDataset')
     return cls.parse_data_info is base.parse_data_info and cls.COCOAPI is base.COCOAPI
+
+
+def _of_a_toolbox(function) -> bool:
+    return function.__module__.partition('.')[0] in ('mmcv', 'mmdet', 'mmengine', 'mmseg', 'mmvmamba')
+
+
+def _loads_images(cls) -> bool:
+    if not isinstance(cls, type):
+        return False
+    return issubclass(cls, LoadImageFromFile) or (cls.__name__.startswith('Load') and 'Image' in cls.__name__)
+
+
+def _by_a_backend(config: dict) -> bool:
+    """Whether files that a config names are read by a file backend, not the file system."""
+    backend = config.get('backend_args') or config.get('file_client_args') or {}
+    return backend.get('backend', 'local') not in ('local', 'disk')
 
 
 def _imported(module: str, name: str) -> type | None:

@@ -4,6 +4,7 @@ import pytest
 from mmengine.config import Config
 
 from mmvmamba.datasets import sources
+from mmvmamba.engine.coco import evaluate_faster
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
@@ -71,6 +72,44 @@ def test_what_is_elsewhere_is_not_looked_for():
     assert not list(source.paths())
 
 
+@pytest.mark.parametrize(
+    'change, finds',
+    [
+        ({}, True),
+        (dict(backend_args=None, file_client_args=dict(backend='disk')), True),
+        (dict(backend_args=dict(backend='petrel', path_mapping={'data/': 's3://bucket/'})), False),
+    ],
+)
+def test_images_that_a_transform_reads_elsewhere_are_not_looked_for(change, finds):
+    pipeline = [dict(DETECTION[0], **change)]
+    (source,) = sources.sources(config('mmdet', dict(type='CocoDataset', pipeline=pipeline)), 'train')
+    assert (source.finds_images, source.reads_images) == (finds, finds)
+
+
+def test_images_that_a_users_transform_reads_are_not_looked_for():
+    from mmcv.transforms import LoadImageFromFile
+
+    class LoadImageFromArchive(LoadImageFromFile):
+        def transform(self, results):
+            return results
+
+    pipeline = [dict(type=LoadImageFromArchive)]
+    (source,) = sources.sources(config('mmdet', dict(type='CocoDataset', pipeline=pipeline)), 'train')
+    assert not source.finds_images
+
+
+def test_entries_that_a_users_class_reads_in_its_way_are_left_to_it():
+    from mmdet.datasets import CityscapesDataset, CocoDataset, CocoPanopticDataset
+
+    class Mine(CocoDataset):
+        def parse_data_info(self, raw_data_info):
+            return raw_data_info
+
+    listed = [sources.lists_coco_images(cls) for cls in (CocoDataset, CityscapesDataset, CocoPanopticDataset, Mine)]
+    assert listed == [True, True, True, False]
+    assert sources.reads_coco(Mine)
+
+
 def test_names_include_the_defaults_of_the_class():
     (source,) = sources.sources(config('mmdet', dict(type='CocoDataset')), 'train')
     assert len(source.metainfo()['classes']) == 80
@@ -91,3 +130,12 @@ def test_metrics_that_read_a_file(metric, expected):
     (found,) = sources.metrics(cfg, 'val')
     assert found.key == 'val_evaluator[1]'
     assert (found.coco, found.masks, found.compares) == expected
+
+
+def test_the_metric_that_replaces_mmdets_is_looked_at_like_it():
+    pytest.importorskip('faster_coco_eval')
+    metric = dict(type='CocoMetric', ann_file='a.json', metric='segm')
+    cfg = Config(dict(default_scope='mmdet', val_evaluator=metric))
+    evaluate_faster(cfg)
+    (found,) = sources.metrics(cfg, 'val')
+    assert (found.coco, found.masks, found.compares) == (True, True, True)

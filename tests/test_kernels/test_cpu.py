@@ -184,12 +184,12 @@ def test_without_numba_auto_takes_torch_and_says_why(monkeypatch, caplog):
     real = importlib.util.find_spec
     monkeypatch.delenv('MMVMAMBA_BACKEND', raising=False)
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *a: None if name == 'numba' else real(name, *a))
-    dispatch._fastest.cache_clear()
+    dispatch.forget()
     try:
         with caplog.at_level('INFO', logger='mmvmamba.kernels'):
             assert dispatch.choose('ss2d', 'auto', 'cpu') == 'torch'
     finally:
-        dispatch._fastest.cache_clear()
+        dispatch.forget()
     assert [r.getMessage() for r in caplog.records] == [
         'ss2d on cpu: using the torch backend (not cpu: the package numba is not installed (pip install numba))'
     ]

@@ -87,9 +87,15 @@ def clone(shapes, tmp_path, monkeypatch):
     (tmp_path / 'data').mkdir()
     (tmp_path / 'data/shapes').symlink_to(shapes)
     monkeypatch.chdir(tmp_path)
+    forget_runners()
     yield tmp_path
+    forget_runners()
+
+
+def forget_runners() -> None:
+    """Else the next runner of this process would write where the first one did."""
     DefaultScope._instance_dict.clear()
-    for visualizer in (Visualizer, *Visualizer.__subclasses__()):  # the next runner would write where the first one did
+    for visualizer in (Visualizer, *Visualizer.__subclasses__()):
         visualizer._instance_dict.clear()
 
 
@@ -265,6 +271,7 @@ def parses(tool: str, words: list[str], monkeypatch) -> None:
     with monkeypatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as said:
         patch.setattr(argparse.ArgumentParser, 'parse_args', stop)
         patch.setattr(sys, 'argv', [tool, *words])
+        patch.syspath_prepend(str(ROOT / 'tools'))  # as Python does for a program
         try:
             load_tool(tool.removeprefix('tools/').removesuffix('.py')).main([_WORDS.get(word, word) for word in words])
         except _Parsed:

@@ -171,7 +171,7 @@ def test_two_processes_train_to_equal_weights(shapes, tmp_path):
         '@atexit.register\n'
         'def at_the_end():\n'
         '    names = [path.read_text().strip() for path in pathlib.Path("/proc/self/task").glob("*/comm")]\n'
-        '    print("threads at the end:", [name for name in names if "gloo" in name], flush=True)\n'
+        '    print(f"threads at the end: {[name for name in names if \'gloo\' in name]}", flush=True)\n'
     )
     cfg = dumpable(DETECTION, shapes)
     cfg.custom_imports.imports.append('equal_ranks')
