@@ -31,6 +31,9 @@ def _keys(*names):
 
 _QUIET = frozenset((_keys('BackendSelect', 'ADInplaceOrView'), _keys('BackendSelect')))  # the latter in inference mode
 
+operators: dict[str, 'CustomOperator'] = {}
+"""All of them, by their names."""
+
 _MOST = 10_000
 _resolved: dict[tuple, str] = {}  # at most so many; a training run on images of all sizes has thousands
 
@@ -86,6 +89,7 @@ class CustomOperator:
         self._function, self._direct = _differentiable(self), _differentiable(self, direct=True)
         _library.impl(self.name, self._dispatched, 'Autograd', with_keyset=True)
         _library.impl(f'{self.name}_backward', self._backward_dispatched, 'Autograd', with_keyset=True)
+        operators[self.name] = self
 
     def __call__(self, *arguments):
         """Run it, through PyTorch's dispatcher where anybody may look."""
@@ -97,6 +101,10 @@ class CustomOperator:
             return self._direct.apply(*arguments)
         y = self._run(*arguments)
         return y[0] if self._keeps else y
+
+    def run(self, direction: str, *arguments):
+        """One pass, 'forward' or 'backward', by what implements it: past PyTorch's dispatcher and autograd."""
+        return (self._run if direction == 'forward' else self._run_backward)(*arguments)
 
     def _module(self, direction: str, backend: str, run, arguments: tuple):
         """The implementation that runs one pass with these arguments."""
@@ -115,34 +123,27 @@ class CustomOperator:
         return module
 
     def _run(self, *arguments):
-        *arguments, backend = arguments
-        module = self._module('forward', backend, self._forward, arguments)
         device = arguments[0].device
         if torch.is_autocast_enabled(device.type):
-            with dispatch.full_precision(device):
-                return self._forward(module, *arguments)
-        return self._forward(module, *arguments)
+            with dispatch.full_precision(device):  # where it is decided what runs as well
+                return self._run(*arguments)
+        *arguments, backend = arguments
+        return self._forward(self._module('forward', backend, self._forward, arguments), *arguments)
 
     def _run_backward(self, *arguments):
-        *arguments, backend = arguments
-        module = self._module('backward', backend, self._backward, arguments)
         device = arguments[0].device
         if torch.is_autocast_enabled(device.type):
             with dispatch.full_precision(device):
-                grads = self._backward(module, *arguments)
-        else:
-            grads = self._backward(module, *arguments)
+                return self._run_backward(*arguments)
+        *arguments, backend = arguments
+        grads = self._backward(self._module('backward', backend, self._backward, arguments), *arguments)
         first = 1 + self._keeps
         return gradients.as_inputs(grads, arguments[first : first + self._count])
 
     def _dispatched(self, keyset, *arguments):
         """What autograd does at a call that came through the dispatcher."""
         tensors = arguments[: self._count]
-        if _any_tangent(tensors):
-            raise NotImplementedError(
-                f'{self.name}: forward-mode differentiation (torch.func.jvp, jacfwd, hessian; dual tensors) of the '
-                "compiled and vectorised backends does not exist; use backend='reference', or reverse mode"
-            )
+        self._refuse_tangents(tensors)
         if needs_gradient(tensors):
             return _apply(self._function, keyset, *arguments)
         return _below_autograd(self._op, keyset, arguments)

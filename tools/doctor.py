@@ -329,12 +329,13 @@ def verify_kernels(config: str, shapes: list | None, jobs: int, device: str = 'c
 def show_verdicts(rows: list[dict]) -> None:
     """Print the table of `verify_kernels`."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     columns = ('operator', 'pass', 'variant', 'verdict', 'worst error of its limit', 'seconds')
     table = Table(*columns, title='Triton kernels on this GPU')
     for row in rows:
-        verdict = '[green]proved' if row['passed'] else f'[bold red]failed:[/bold red] {row["reason"]}'
+        verdict = '[green]proved' if row['passed'] else f'[bold red]failed:[/bold red] {escape(row["reason"])}'
         values = row['operator'], row['direction'], row['call'], verdict, row['worst'], f'{row["seconds"]:.1f}'
         table.add_row(*values)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
@@ -343,9 +344,14 @@ def show_verdicts(rows: list[dict]) -> None:
 def verify(arguments: argparse.Namespace) -> int:
     """`--verify`: what comes back is the exit code."""
     import torch
+    from mmvmamba.kernels import availability
 
     if not torch.cuda.is_available():
         print('PyTorch sees no GPU: there is nothing to verify', file=sys.stderr)
+        return 1
+    reason = availability('cuda')['triton']
+    if reason is not None:
+        print(f'the Triton kernels cannot run here: {reason}', file=sys.stderr)
         return 1
     start = time.monotonic()
     with contextlib.redirect_stdout(sys.stderr):  # where toolboxes greet
@@ -364,7 +370,10 @@ def verify(arguments: argparse.Namespace) -> int:
 
 def _shape(text: str) -> tuple[int, int, int]:
     """'2x800x1280' as batch, height and width."""
-    batch, height, width = map(int, text.split('x'))
+    sizes = text.split('x')
+    if len(sizes) != 3 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise argparse.ArgumentTypeError(f'{text!r}: expected batch, height and width, such as 2x800x1280')
+    batch, height, width = map(int, sizes)
     return batch, height, width
 
 

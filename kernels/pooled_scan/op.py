@@ -102,7 +102,7 @@ def pooled_scan(
     if chosen == 'reference':
         with dispatch.full_precision(xz.device):
             return reference.pooled_scan(*_structured(tensors), axis, pool, scaling, eps)
-    return _scan(*tensors, axis, pool, scaling, eps, chosen)
+    return _scan(*tensors, axis, pool, float(scaling), float(eps), chosen)
 
 
 def _check(name, tensors, axis, pool, scaling, eps):

@@ -53,12 +53,12 @@ class _PlanBack(NamedTuple):
     pooling_back: PoolingBack
 
 
-def _case(xz, forth, back, norm_weight, axis, pool) -> tuple:
+def _case(xz, forth, back, norm, axis, pool) -> tuple:
     """What plans are kept by."""
-    tensors = (*forth, *back) if norm_weight is None else (*forth, *back, norm_weight)
+    tensors = (*forth, *back, *(norm or ()))
     device = xz.device
     return (
-        *(xz.shape, xz.dtype, device, axis, pool, norm_weight is not None, tuple([t.dtype for t in tensors])),
+        *(xz.shape, xz.dtype, device, axis, pool, norm is not None, tuple([t.dtype for t in tensors])),
         *(forth.conv_weight.shape, forth.dt_weight.shape, forth.A.shape),
         *(back.conv_weight.shape, back.dt_weight.shape, back.A.shape),
         *(programs_of_runs(device), multiprocessors(device)),
@@ -139,7 +139,7 @@ def _dense(xz, directions, norm_weight, norm_bias):
 def forward(xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps):
     """See `mmvmamba.kernels.pooled_scan`."""
     xz, forth, back, norm = _dense(xz, directions, norm_weight, norm_bias)
-    plan = _plan(*_case(xz, forth, back, norm_weight, axis, pool))
+    plan = _plan(*_case(xz, forth, back, norm, axis, pool))
     with on_device(xz):
         scale = factor(plan.lines, pool, scaling)
         short, _, _ = pool_lines(xz, plan.pooling, plan.lines, forth, back, scale)
@@ -152,7 +152,7 @@ def backward(dout, xz, directions, norm_weight, norm_bias, axis, pool, scaling, 
     """Gradients of `xz`, of every tensor of both directions, and of the norm (empty without one); all recomputed."""
     dout = dense(dout)
     xz, forth, back, norm = _dense(xz, directions, norm_weight, norm_bias)
-    case = _case(xz, forth, back, norm_weight, axis, pool)
+    case = _case(xz, forth, back, norm, axis, pool)
     plan, plan_back = _plan(*case), _plan_back(*case)
     lines, pooled = plan.lines, pool is not None
     with on_device(xz):

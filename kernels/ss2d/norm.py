@@ -54,7 +54,7 @@ def ss2d_norm(
     chosen = dispatch.choose('ss2d', backend, x.device.type, x.dtype)
     # between its halves a cascade normalises by itself; a gate of another dtype promotes the result
     if chosen in ('triton', 'auto') and routes != CASCADE and (gate is None or gate.dtype == x.dtype):
-        return _fused(*tensors, eps, routes, registration.needs_gradient(tensors), chosen)
+        return _fused(*tensors, float(eps), routes, registration.needs_gradient(tensors), chosen)
     y = ss2d(x, *parameters, routes=routes, backend=chosen)
     with dispatch.full_precision(x.device):
         return _normalised(y, norm_weight, norm_bias, gate, eps, x.dtype)

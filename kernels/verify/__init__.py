@@ -163,16 +163,20 @@ def prove_all(pending: dict[str, tuple[probe.Call, list]], jobs: int = 1) -> Ite
         return call, verdict
 
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(prove_one, item) for item in pending.items()]
-        for future in as_completed(futures):
-            yield future.result()
+        try:
+            futures = [pool.submit(prove_one, item) for item in pending.items()]
+            for future in as_completed(futures):
+                yield future.result()
+        finally:  # interrupted: what has not begun is left
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _announce(call: probe.Call, verdict: Verdict, store: Store) -> None:
     if verdict.passed:
         _logger.debug('%s %s (%s) has proved itself, see %s', call.operator, call.direction, call.words(), store.path)
         return
+    what = 'failed their check on this GPU' if verdict.kept else 'could not prove themselves in this process'
     _logger.warning(
-        '%s %s (%s): its Triton kernels failed their check on this GPU, the torch backend runs instead: %s',
-        *(call.operator, call.direction, call.words(), verdict.reason),
+        '%s %s (%s): its Triton kernels %s, the torch backend runs instead: %s',
+        *(call.operator, call.direction, call.words(), what, verdict.reason),
     )

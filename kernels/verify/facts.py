@@ -61,7 +61,7 @@ def facts(operator: str, direction: str, arguments: tuple) -> tuple:
         cut,
         min(height, _LONGEST_TILE).bit_length(),
         min(width, _LONGEST_TILE).bit_length(),
-        is_large(height * width, max(height, width)),
+        is_large(height * width, height),
         *(size if size * max(channels, _WIDEST) >> 31 else 0 for size in (height * width, batch * height * width)),
     )
 

@@ -97,9 +97,10 @@ def _driver() -> str:
     nvidia_smi = shutil.which('nvidia-smi')
     if nvidia_smi:
         query = [nvidia_smi, '--query-gpu=driver_version', '--format=csv,noheader']
-        done = subprocess.run(query, capture_output=True, text=True, timeout=60)
-        if done.returncode == 0 and done.stdout.strip():
-            return done.stdout.splitlines()[0].strip()
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(query, capture_output=True, text=True, timeout=60)
+            if done.returncode == 0 and done.stdout.strip():
+                return done.stdout.splitlines()[0].strip()
     return str(torch.version.cuda or torch.version.hip or 'none')
 
 

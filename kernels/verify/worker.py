@@ -1,7 +1,7 @@
 """A process of its own for the first run of a kernel: an illegal access leaves a CUDA context unusable, only there.
 
-`python -m mmvmamba.kernels.verify.worker` reads a line of JSON a check and answers with one. It ends when its input
-ends and when nothing was asked for a while, so that its memory is given back.
+It reads a line of JSON a check and answers with one. It ends when its input ends, when whoever started it is gone, and
+when nothing was asked for a while, so that its memory is given back.
 """
 
 import atexit
@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,8 +22,17 @@ from .verdicts import Verdict, machine
 TIMEOUT = 600.0
 """Seconds that one check may take, compilation included."""
 
+START = 120.0
+"""Seconds that the process may take to import what it needs."""
+
 IDLE = 30.0
 """Seconds after which a worker that is asked nothing ends."""
+
+_ENDED_BY_OTHERS = (-2, -9, -15)
+"""Codes after SIGINT, SIGKILL (also the system's, when it lacks memory) and SIGTERM, which no kernel causes."""
+
+_SERVE = 'import sys; sys.path[:] = {path}; from {module} import serve; serve()'
+"""What the process runs; by itself it would look into the current folder first."""
 
 command: list[str] | None = None
 """How a worker is started, if not by this module: tests give it a device that is no GPU."""
@@ -44,26 +54,37 @@ class Worker:
         """
         with self.lock:
             request = json.dumps([call, plan, machine(_device(call))])
-            for attempt in range(2):
-                reason = self._start() or self._send(request)
-                if reason is None:
-                    answer, silent = self._wait(timeout or TIMEOUT)
-                    # an idle worker may have ended while it was asked
-                    if answer is not None or silent or self._code() != 0 or attempt:
-                        return self._verdict(answer, timeout or TIMEOUT)
+            try:
+                return self._ask(request, timeout or TIMEOUT)
+            except BaseException:  # interrupted: the answer would be taken for the next one's
                 self.close()
-            return Verdict(False, f'the process that checks kernels does not run: {reason}', kept=False)
+                raise
+
+    def _ask(self, request: str, timeout: float) -> Verdict:
+        for attempt in range(2):
+            reason = self._start()
+            if reason is not None:
+                break
+            reason = self._send(request)
+            if reason is None:
+                answer, silent = self._wait(timeout)
+                # an idle worker may have ended while it was asked
+                if answer is not None or silent or self._code() != 0 or attempt:
+                    return self._verdict(answer, timeout)
+            self.close()
+        self.close()
+        return Verdict(False, f'the process that checks kernels does not run: {reason}', kept=False)
 
     def _start(self) -> str | None:
         if self._process is not None and self._process.poll() is None:
             return None
         self.close()
-        environment = dict(os.environ, MMVMAMBA_VERIFY='off', PYTHONPATH=os.pathsep.join(p for p in sys.path if p))
+        environment = dict(os.environ, MMVMAMBA_VERIFY='off')
         environment.pop('MMVMAMBA_BACKEND', None)
-        self._log = tempfile.TemporaryFile('w+')  # noqa: SIM115 (`close` closes it)
         try:
+            self._log = tempfile.TemporaryFile('w+', errors='replace')  # noqa: SIM115 (`close` closes it)
             self._process = subprocess.Popen(
-                command or [sys.executable, '-m', __name__],
+                command or [sys.executable, '-c', _SERVE.format(path=sys.path, module=__name__)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
@@ -74,8 +95,9 @@ class Worker:
             return str(error)
         self._answers = queue.Queue()
         threading.Thread(target=_forward, args=(self._process.stdout, self._answers), daemon=True).start()
-        if self._wait(TIMEOUT)[0] != 'ready':
-            return self._last_words()
+        answer, silent = self._wait(START)
+        if answer != 'ready':
+            return f'not ready within {START:g} s' if silent else self._last_words()
         return None
 
     def _send(self, request: str) -> str | None:
@@ -112,7 +134,8 @@ class Worker:
             return Verdict(False, f'no answer within {timeout:g} s', seconds=timeout)
         code, words = self._code(), self._last_words()
         self.close()
-        return Verdict(False, f'the process that checked it ended with code {code}: {words}')
+        kept = code not in _ENDED_BY_OTHERS
+        return Verdict(False, f'the process that checked it ended with code {code}: {words}', kept=kept)
 
     def _last_words(self) -> str:
         self._log.seek(0)
@@ -165,7 +188,8 @@ def _forward(pipe, answers: queue.Queue) -> None:
     """Lines of a pipe, decoded, and None at its end; what is no JSON is no answer."""
     with contextlib.suppress(ValueError, OSError):
         for line in pipe:
-            answers.put(json.loads(line))
+            with contextlib.suppress(ValueError):  # what modules print when they are imported
+                answers.put(json.loads(line))
     answers.put(None)
 
 
@@ -173,34 +197,48 @@ def serve() -> None:
     """The other process: answer checks until there are no more."""
     channel = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # whatever prints must not answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
 
     def answer(value) -> None:
         channel.write(json.dumps(value) + '\n')
         channel.flush()
 
     deadline = [time.monotonic() + IDLE]
-    threading.Thread(target=_end_when_idle, args=(deadline,), daemon=True).start()
+    threading.Thread(target=_end_when_idle, args=(deadline, os.getppid()), daemon=True).start()
     answer('ready')
     for line in sys.stdin:
         deadline[0] = None
         values, plan, asked = json.loads(line)
         call = probe.Call.parse(values)
-        here = machine(_device(call))
-        if here != asked:
-            changed = {name: (value, here.get(name)) for name, value in asked.items() if here.get(name) != value}
-            reason = f'the process that checks kernels finds other things than this one: {changed}; start again if '
-            answer(dict(impossible=f'{reason}files were changed meanwhile'))
-        else:
-            answer(probe.check(call, plan).as_json())
+        reason = _why_impossible(_device(call), asked)
+        answer(probe.check(call, plan).as_json() if reason is None else dict(impossible=reason))
         deadline[0] = time.monotonic() + IDLE
 
 
-def _end_when_idle(deadline: list) -> None:
+def _why_impossible(device, asked: dict) -> str | None:
+    """Why nothing that runs here would say anything about kernels."""
+    import torch
+
+    try:
+        here = machine(device)
+        if device.type == 'cuda':
+            torch.cuda.set_device(device)  # no memory is taken of any other
+            torch.ones(1, device=device).sum().item()
+    except Exception as error:  # no such device, one for a single process only, one without memory
+        return f'the process that checks kernels cannot use {device}: {type(error).__name__}: {error}'
+    changed = {name: (value, here.get(name)) for name, value in asked.items() if here.get(name) != value}
+    if changed:
+        return (
+            f'the process that checks kernels finds other things than this one: {changed}; start again if files were '
+            'changed meanwhile'
+        )
+    return None
+
+
+def _end_when_idle(deadline: list, parent: int) -> None:
     while True:
         time.sleep(0.5)
         if deadline[0] is not None and time.monotonic() > deadline[0]:
             os._exit(0)
-
-
-if __name__ == '__main__':
-    serve()
+        if os.getppid() != parent:  # killed: nobody waits for a check that may never end
+            os._exit(1)

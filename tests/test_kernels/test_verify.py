@@ -17,7 +17,7 @@ from mmvmamba.kernels import dispatch
 
 pytest.importorskip('triton', minversion='.'.join(map(str, dispatch.OLDEST_TRITON)))
 
-from mmvmamba.kernels import verify
+from mmvmamba.kernels import Direction, pooled_scan, registration, ss2d, ss2d_norm, triton_launch, verify
 from mmvmamba.kernels.testing import pooled_scan_inputs, scan_inputs, ss2d_inputs
 from mmvmamba.kernels.verify import probe, ranks, verdicts, worker
 from mmvmamba.kernels.verify.verdicts import Store, Verdict
@@ -230,12 +230,13 @@ def test_a_failure_is_said_once_with_its_numbers(monkeypatch, caplog):
 
 # --- the other process ------------------------------------------------------------------------------------------------
 ANSWERS = """
-import json, sys, time, os
+import json, signal, sys, time, os
 from mmvmamba.kernels.verify import probe, worker
 from mmvmamba.kernels.verify.verdicts import Verdict
 from mmvmamba.kernels.verify import verdicts
 verdicts._gpu = lambda device: {gpu}
 worker.IDLE = {idle}
+print('a greeting')
 def check(call, plan):
     {check}
 probe.check = check
@@ -263,6 +264,7 @@ CONDUCT = """
     print('noise that is no answer')
     if does == 'crashes': os.abort()
     if does == 'hangs': time.sleep(60)
+    if does in ('SIGINT', 'SIGKILL'): os.kill(os.getpid(), getattr(signal, does))
     return Verdict(does == 'passes', str(os.getpid()))
 """
 
@@ -285,6 +287,77 @@ def test_whatever_a_check_does_the_next_one_runs(worker_that):
     hung = check('hangs', timeout=0.2)
     assert (hung.passed, hung.kept) == (False, True)
     assert 'no answer within 0.2 s' in hung.reason
+
+
+def test_what_others_end_is_no_verdict_on_kernels(worker_that, monkeypatch):
+    own = worker_that(CONDUCT)
+
+    def check(does):
+        return own.check(CALL._replace(options=(does,)), PLAN)
+
+    assert check('SIGINT').reason.isdecimal()  # Ctrl-C reaches all processes of a terminal: this one goes on
+
+    def interrupted(timeout):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(own, '_wait', interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            check('passes')
+    killed = check('SIGKILL')  # has not the other one's answer
+    assert (killed.passed, killed.kept) == (False, False)
+    assert 'ended with code -9' in killed.reason
+
+
+def test_the_other_process_finds_the_same_package(monkeypatch, tmp_path):
+    """Though the current folder has one of its name, as a checkout has beside an installed wheel."""
+    (tmp_path / 'mmvmamba').mkdir()
+    (tmp_path / 'mmvmamba/__init__.py').write_text('')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    own = worker.Worker()
+    reason = own.check(CALL, PLAN).reason  # it has started
+    own.close()
+    assert reason.startswith(
+        ('the process that checks kernels cannot use cpu', 'the process that checks kernels finds')
+    )
+
+
+def test_a_device_that_cannot_be_used_is_no_verdict(worker_that):
+    verdict = worker_that('return Verdict(True)', gpu='1 / 0').check(CALL, PLAN)
+    assert (verdict.passed, verdict.kept) == (False, False)
+    assert 'cannot use cpu: ZeroDivisionError' in verdict.reason
+
+
+@pytest.mark.parametrize(
+    'error',
+    [torch.cuda.OutOfMemoryError('CUDA out of memory. Tried'), RuntimeError('Triton Error [CUDA]: out of memory')],
+)
+def test_no_memory_is_no_verdict(error, monkeypatch, caplog):
+    def fail(call, plan):
+        raise error
+
+    monkeypatch.setattr(probe, 'same_variants', fail)
+    monkeypatch.setattr(verify, 'run_check', probe.check)
+    assert not verify.prove(CALL, PLAN).passed
+    assert 'could not prove themselves in this process' in caplog.text
+    assert 'no memory for its check' in caplog.text
+    assert not verify.store_of(CPU).path.exists()
+
+
+def test_nothing_begins_after_an_interruption(monkeypatch):
+    begun = []
+
+    def check(call, plan):
+        begun.append(call)
+        time.sleep(0.02)
+        return PASSED
+
+    monkeypatch.setattr(verify, 'run_check', check)
+    found = verify.prove_all({str(i): (CALL, PLAN) for i in range(40)})
+    next(found)
+    found.close()
+    assert len(begun) < 10
 
 
 def test_an_idle_process_gives_its_memory_back(worker_that):
@@ -431,6 +504,61 @@ def test_what_stands_in_for_the_reference_on_the_longest_grids(operator, monkeyp
             for actual, right in zip(probe._exact(call, cotangent, tensors), expected, strict=True):
                 assert probe.relative_error(actual, right) < 1e-12
             monkeypatch.undo()
+
+
+def test_wide_images_are_told_from_tall_ones(able):
+    """Where only one of them needs another division: too large to be run here."""
+    from mmvmamba.kernels.verify.facts import facts
+
+    inputs = [torch.empty(t.shape, device='meta') for t in ss2d_inputs(1, 1, 1, channels=96).values()][1:]
+    found = {facts('ss2d', 'forward', (torch.empty(1, *grid, 96, device='meta'), *inputs, 'cross')) for grid in TURNED}
+    assert len(found) == 2
+
+
+TURNED = ((2048, 256), (256, 2048))
+
+
+def test_what_is_proved_is_what_runs_under_autocast(able, monkeypatch):
+    plans = []
+    monkeypatch.setattr(verify, 'run_check', lambda call, plan: plans.append(plan) or PASSED)
+    registration.forget()
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16), triton_launch.recording() as launches:
+        ss2d(**ss2d_inputs(1, 3, 5), backend='auto')
+    registration.forget()
+    assert plans == [probe.plan_of(launches)]
+
+
+def test_a_whole_number_is_not_compiled_in(able):
+    norm = dict(norm_weight=torch.ones(8), norm_bias=torch.zeros(8))
+    with torch.no_grad(), triton_launch.recording() as launches:
+        ss2d_norm(**ss2d_inputs(1, 3, 5), **norm, eps=1, backend='triton')
+    assert launches[-1].types[-1] == 'fp32'
+
+
+def test_plans_know_every_dtype(able):
+    from mmvmamba.kernels.pooled_scan import triton_scan
+    from mmvmamba.kernels.pooled_scan.op import _structured
+
+    inputs = pooled_scan_inputs(1, 3, 5, dtype=torch.bfloat16)
+    plans = set()
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs['norm_bias'] = inputs['norm_bias'].to(dtype)
+        xz, (forth, back), *norm = _structured(tuple(inputs.values()))
+        with torch.no_grad(), triton_launch.recording():
+            pooled_scan(xz, Direction(*forth), Direction(*back), *norm, backend='triton')
+        xz, forth, back, norm = triton_scan._dense(xz, (forth, back), *norm)
+        plans.add(triton_scan._case(xz, forth, back, norm, 'row', 'mean'))
+    assert len(plans) == 2
+
+
+def test_what_a_kernel_leaves_out_is_noticed(able, monkeypatch):
+    class Lazy:
+        forward = staticmethod(lambda x, weight, bias: torch.empty_like(x))
+
+    monkeypatch.setitem(registration.operators['depthwise_conv_silu']._loaded, 'triton', Lazy)
+    with torch.no_grad():
+        faults, _ = probe._compare(CALL, [])
+    assert faults == ['y: 160 of 160 values are not finite']
 
 
 def test_a_gradient_of_zero_and_a_wrong_row_are_noticed():

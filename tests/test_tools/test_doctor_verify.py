@@ -85,6 +85,27 @@ def test_without_a_gpu_there_is_nothing_to_verify(doctor, monkeypatch, capsys):
     assert 'PyTorch sees no GPU' in capsys.readouterr().err
 
 
+def test_without_triton_there_is_a_reason(doctor, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(dispatch, '_why_not', lambda *kind: 'triton 3.0.0 is too old')
+    assert doctor.main(['--verify', CONFIG]) == 1
+    assert 'the Triton kernels cannot run here: triton 3.0.0 is too old' in capsys.readouterr().err
+
+
+def test_reasons_are_printed_as_they_are(doctor, capsys):
+    reason = 'launched [[/usr, [bold]]]'
+    row = dict(operator='ss2d', direction='forward', call='', passed=False, worst='', seconds=1.0, reason=reason)
+    doctor.show_verdicts([row])
+    assert reason in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('shape', ['800x1280', '2x800xwide', '0x800x1280'])
+def test_shapes_that_are_none(doctor, shape, capsys):
+    with pytest.raises(SystemExit):
+        doctor.main(['--verify', CONFIG, '--shapes', shape])
+    assert 'expected batch, height and width, such as 2x800x1280' in capsys.readouterr().err
+
+
 def test_sizes_of_a_config():
     cfg = launch.load_config(CONFIG)
     found = needed_kernels.shapes(cfg)
