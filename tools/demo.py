@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
     options = ['--cfg-options', *arguments.cfg_options] if arguments.cfg_options else []
     start = time.monotonic()
     epochs = [int(o.partition('=')[2]) for o in arguments.cfg_options if o.startswith('train_cfg.max_epochs=')]
-    epochs = epochs or [Config.fromfile(arguments.config).train_cfg.get('max_epochs') or 0]
+    epochs = epochs or [Config.fromfile(arguments.config, import_custom_modules=False).train_cfg.get('max_epochs') or 0]
     demo = Demo(work_dir, epochs[0])
     print(f'{arguments.config}: three steps, in {work_dir}', flush=True)
 
