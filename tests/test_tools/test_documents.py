@@ -230,10 +230,11 @@ def provide_files(text: str, weights: Path) -> None:
 
 
 @chosen(lambda block: block.language == 'python' and not block.is_config)
-def test_python_runs_and_prints_what_it_says(block, clone, site, tmp_path_factory):
+def test_python_runs_and_prints_what_it_says(block, clone, site, tmp_path_factory, monkeypatch):
     """With the package installed, away from the clone."""
     folder = tmp_path_factory.mktemp('elsewhere')
-    with contextlib.chdir(folder):
+    with monkeypatch.context() as patch:
+        patch.chdir(folder)
         provide_files(block.text, folder / 'weights')
     environment = {**os.environ, 'PYTHONPATH': str(site), 'MMVMAMBA_WEIGHTS': str(folder / 'weights')}
     done = subprocess.run(
