@@ -17,10 +17,15 @@ ENGINE = ['onedl-mmengine>=0.10.7']
 TOOLS = ['safetensors', 'psutil', 'pycocotools']
 DETECTION = [*ENGINE, *TOOLS, 'onedl-mmcv>=2.3', 'onedl-mmdetection>=3.5', 'faster-coco-eval>=1.6']
 SEGMENTATION = [*ENGINE, *TOOLS, 'onedl-mmcv>=2.3', 'onedl-mmsegmentation>=1.4', 'ftfy', 'regex']
+# mmpretrain's sdist does not name torchvision, which it imports
+CLASSIFICATION = [*ENGINE, *TOOLS, 'onedl-mmcv>=2.3', 'onedl-mmpretrain>=1.3', 'torchvision']
+EXPORT = ['onnx', 'onnxscript', 'onnxruntime']
 CPU = ['numba']
 TEST = [
     *DETECTION,
     *SEGMENTATION,
+    *CLASSIFICATION,
+    *EXPORT,
     *CPU,
     'triton; sys_platform == "linux"',
     'matplotlib',
@@ -46,7 +51,9 @@ setup(
     extras_require={
         'det': DETECTION,
         'seg': SEGMENTATION,
-        'all': [*DETECTION, *SEGMENTATION, *CPU],
+        'cls': CLASSIFICATION,
+        'export': EXPORT,
+        'all': [*DETECTION, *SEGMENTATION, *CLASSIFICATION, *EXPORT, *CPU],
         'cpu': CPU,
         'test': TEST,
     },

@@ -15,6 +15,9 @@ from importlib import import_module
 from mmengine import registry as root
 from mmengine.config.utils import MODULE2PACKAGE
 
+from .torchvision_stubs import define_missing_operators
+
+define_missing_operators()  # before a toolbox imports torchvision
 MODULE2PACKAGE.setdefault('mmvmamba', 'mmvmamba')
 
 

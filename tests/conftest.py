@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmvmamba.torchvision_stubs import define_missing_operators
+
+define_missing_operators()  # tests that import a toolbox before anything of ours
 TRITON = Path(__file__).parent / 'test_kernels' / 'test_triton.py'
 
 

@@ -29,11 +29,11 @@ try:
 except ImportError as missing:
     sys.exit(f'aot_report.py: the compiler is not installed ({missing}); pip install triton')
 import triton.language as tl
-from mmvmamba.kernels import triton_bwd, triton_fwd, triton_sums
 from mmvmamba.kernels.depthwise_conv import triton_conv
 from mmvmamba.kernels.pooled_scan import triton_gate, triton_pool, triton_scan, triton_stack
+from mmvmamba.kernels.shared_triton import bwd, fwd, sums
+from mmvmamba.kernels.shared_triton.numerics import BT, launch_options
 from mmvmamba.kernels.ss2d import triton_norm
-from mmvmamba.kernels.triton_math import BT, launch_options
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -111,7 +111,7 @@ def _is_cuda(target: str) -> bool:
 
 
 def _numerics(dtype: str, target: str) -> dict:
-    """What `triton_math.numerics` says on a machine with this GPU."""
+    """What `numerics.numerics` says on a machine with this GPU."""
     cuda, exact = _is_cuda(target), dtype == 'fp32'
     operand = tl.bfloat16 if dtype == 'bf16' else tl.float32
     precision = 'ieee' if not cuda else 'tf32x3' if exact else 'tf32'
@@ -129,9 +129,9 @@ def _types(kernel, constants, **half) -> dict:
 
 def scan_variants(D: int, N: int, R: int, dtype: str, target: str, walks=CROSS):
     """The scan's kernels for walks over D channels each."""
-    block = triton_fwd.block_of(D, N, R, dtype == 'fp32')
+    block = fwd.block_of(D, N, R, dtype == 'fp32')
     shared = dict(D=D, N=N, R=R, SOFTPLUS=True, BT=BT, LARGE=False, **walks, **_numerics(dtype, target))
-    shared['RB'] = triton_fwd.rank_block(R, N, shared['OPERAND'])
+    shared['RB'] = fwd.rank_block(R, N, shared['OPERAND'])
     half = dict.fromkeys(('p_projected', 'p_y', 'p_dx', 'p_dy'), 'bf16' if dtype == 'bf16' else 'fp32')
     half.update(p_x=dtype, p_ready=dtype)
     for name, summary, tiles, starts in (
@@ -144,39 +144,39 @@ def scan_variants(D: int, N: int, R: int, dtype: str, target: str, walks=CROSS):
         constants = dict(shared, BD=block, VECTOR=block // 32, SUMMARY=summary, TILES=tiles, STARTS=starts)
         yield Variant(
             name,
-            triton_fwd._walk,
-            _types(triton_fwd._walk, constants, **half),
+            fwd._walk,
+            _types(fwd._walk, constants, **half),
             constants,
-            triton_fwd.walk_options(N, shared['EXACT'], shared['FAST']),
+            fwd.walk_options(N, shared['EXACT'], shared['FAST']),
             elements=BT * block / 32,
             budget=(30 if R <= 12 else 40) if N == 1 and dtype != 'fp32' and not summary and not tiles else None,
             specials=None if tiles else 2 + N,
         )
     constants = dict(K=walks['K'], D=D, N=N, BACK=False, BD=32)
-    yield Variant('carry', triton_fwd._carry, _types(triton_fwd._carry, constants), constants, dict(num_warps=1), 1)
+    yield Variant('carry', fwd._carry, _types(fwd._carry, constants), constants, dict(num_warps=1), 1)
 
-    block = triton_bwd.block_of(D, N)
+    block = bwd.block_of(D, N)
     for chunked in (False, True):
         constants = dict(shared, BD=block, VECTOR=1, CHUNKED=chunked)
         yield Variant(
             f'backward walk{" chunked" * chunked}',
-            triton_bwd._walk_back,
-            _types(triton_bwd._walk_back, constants, **half),
+            bwd._walk_back,
+            _types(bwd._walk_back, constants, **half),
             constants,
             dict(num_warps=block // 32, num_stages=1),
             elements=BT,
             budget=110 if N == 1 and dtype != 'fp32' else None,
         )
-    yield _launched('collect', triton_sums.collecting(walks['K'], D, N, 2, R), {}, triton_sums.ELEMENTS)
+    yield _launched('collect', sums.collecting(walks['K'], D, N, 2, R), {}, sums.ELEMENTS)
     if walks is CROSS:
-        route, elements = half['p_y'], triton_sums.BLOCK / 32 / triton_sums.WARPS
+        route, elements = half['p_y'], sums.BLOCK / 32 / sums.WARPS
         for name, kinds, more in (
             ('sum of routes', dict(p_parts=route), False),
             ('sum of dx', dict(p_parts=route, p_more=route, p_y=dtype), True),
             ('sum of projections', dict(p_y=route), False),
         ):
             count = triton.cdiv(D, block) if name == 'sum of projections' else walks['K']
-            yield _launched(name, triton_sums.adding(count, triton_sums.BLOCK, more), kinds, elements)
+            yield _launched(name, sums.adding(count, sums.BLOCK, more), kinds, elements)
 
 
 def _launched(name: str, launch, half: dict, elements: float) -> Variant:
@@ -212,7 +212,7 @@ def norm_and_convolution_variants(D: int, dtype: str, target: str):
         chosen = dict(constants, **extra)
         elements = triton_conv.U * block / 32
         yield Variant(name, kernel, _types(kernel, chosen, **half), chosen, dict(num_warps=1), elements)
-    yield _launched('convolution sums', triton_sums.collecting(1, D, 9, 1), {}, triton_sums.ELEMENTS)
+    yield _launched('convolution sums', sums.collecting(1, D, 9, 1), {}, sums.ELEMENTS)
 
 
 def _pool_variants(D: int, dtype: str):
@@ -257,7 +257,7 @@ def _gate_variants(D: int, dtype: str, target: str):
 def pool_and_gate_variants(D: int, dtype: str, target: str):
     """The kernels around the pooled scan's short sequences."""
     yield from _pool_variants(D, dtype)
-    yield _launched('pool sums', triton_sums.collecting(2, D, 4, 1), {}, triton_sums.ELEMENTS)
+    yield _launched('pool sums', sums.collecting(2, D, 4, 1), {}, sums.ELEMENTS)
     yield from _gate_variants(D, dtype, target)
 
 

@@ -13,8 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ..triton_launch import Launch, on_device, planned
-from ..triton_math import (
+from ..shared_triton.launch import Launch, on_device, planned
+from ..shared_triton.numerics import (
     dense,
     keep,
     load_tile,
@@ -25,7 +25,7 @@ from ..triton_math import (
     silu_slope,
     store_tile,
 )
-from ..triton_sums import collecting
+from ..shared_triton.sums import collecting
 
 U = 8
 """Pixels of a tile."""

@@ -7,10 +7,10 @@ the compiled scan.
 import numpy as np
 import torch
 
-from ..compiled import lines as passes
-from ..compiled.calls import Group, address, scan, scan_backward
-from ..compiled.threads import run
-from ..compiled.vectors import LANES
+from ..shared_cpu import lines as passes
+from ..shared_cpu.calls import Group, address, scan, scan_backward
+from ..shared_cpu.threads import run
+from ..shared_cpu.vectors import LANES
 from ..ss2d.routes import Route
 from . import torch_blocked
 

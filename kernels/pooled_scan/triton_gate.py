@@ -11,8 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ..triton_launch import Launch
-from ..triton_math import is_cuda, keep, launch_options, multiprocessors, share, silu, silu_slope
+from ..shared_triton.launch import Launch
+from ..shared_triton.numerics import is_cuda, keep, launch_options, multiprocessors, share, silu, silu_slope
 from .triton_lines import (
     Lines,
     convolve,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from ..triton_math import from_rows, to_rows
+from ..shared_triton.numerics import from_rows, to_rows
 
 
 class Lines(NamedTuple):

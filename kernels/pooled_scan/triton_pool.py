@@ -6,9 +6,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ..triton_launch import Launch
-from ..triton_math import BT, from_rows, keep, share, silu, silu_slope, to_rows
-from ..triton_sums import collecting
+from ..shared_triton.launch import Launch
+from ..shared_triton.numerics import BT, from_rows, keep, share, silu, silu_slope, to_rows
+from ..shared_triton.sums import collecting
 from .triton_lines import (
     Lines,
     convolve,

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import torch
 
+from ..shared_triton.bwd import scan_backward
+from ..shared_triton.fwd import Walks, scan
+from ..shared_triton.launch import on_device, planned
+from ..shared_triton.numerics import dense, multiprocessors, programs_of_runs
 from ..ss2d.triton_scan import route_dtype
-from ..triton_bwd import scan_backward
-from ..triton_fwd import Walks, scan
-from ..triton_launch import on_device, planned
-from ..triton_math import dense, multiprocessors, programs_of_runs
 from .op import Direction
 from .triton_gate import Gating, GatingBack, gate, gate_backward, gating, gating_back
 from .triton_lines import Lines

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..triton_launch import ALIGNMENT, Launch
+from ..shared_triton.launch import ALIGNMENT, Launch
 
 BLOCK, WARPS = 1024, 4
 """Numbers of a tensor that a program copies, and its warps."""

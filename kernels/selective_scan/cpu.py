@@ -2,7 +2,7 @@
 
 import torch
 
-from ..compiled.calls import Group, scan_backward, scan_chains
+from ..shared_cpu.calls import Group, scan_backward, scan_chains
 from ..ss2d.routes import Route
 
 

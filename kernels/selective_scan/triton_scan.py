@@ -6,9 +6,9 @@ once each; SS2D, which the networks use, needs no transpose.
 
 import torch
 
-from ..triton_bwd import scan_backward
-from ..triton_fwd import Walks, scan
-from ..triton_math import dense
+from ..shared_triton.bwd import scan_backward
+from ..shared_triton.fwd import Walks, scan
+from ..shared_triton.numerics import dense
 
 
 def _last(tensor):

@@ -6,8 +6,8 @@ arithmetic and add to one output. Half-precision inputs become float32 once, whi
 
 import torch
 
-from ..compiled.calls import Group, busiest, scan_backward, scan_chains
 from ..linear import linear
+from ..shared_cpu.calls import Group, busiest, scan_backward, scan_chains
 from .routes import ROUTES
 
 _WORTH_A_SUM = 0.8  # share of the time that two outputs must bring the scans down to, before they are added

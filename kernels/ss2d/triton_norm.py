@@ -9,8 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ..triton_launch import Launch, on_device, planned
-from ..triton_math import is_cuda, launch_options, multiprocessors, silu, silu_slope
+from ..shared_triton.launch import Launch, on_device, planned
+from ..shared_triton.numerics import is_cuda, launch_options, multiprocessors, silu, silu_slope
 
 _TILE, WARPS = 2048, 4
 """Numbers a program works on together, and its warps."""

@@ -1,4 +1,4 @@
-"""SS2D on a GPU: one matrix product for all projections, then the routes walked in place by `triton_fwd`, `triton_bwd`.
+"""SS2D on a GPU: one matrix product for all projections, then the routes walked in place by `shared_triton`.
 
 Neither routes nor time steps exist in device memory. Every route writes a buffer of its own; their sum is a pass of its
 own (`forward`) or part of the normalisation that follows (`triton_norm`).
@@ -9,10 +9,10 @@ import functools
 import torch
 from torch.nn import functional as F
 
-from ..triton_bwd import scan_backward
-from ..triton_fwd import Walks, scan
-from ..triton_math import dense
-from ..triton_sums import add_up
+from ..shared_triton.bwd import scan_backward
+from ..shared_triton.fwd import Walks, scan
+from ..shared_triton.numerics import dense
+from ..shared_triton.sums import add_up
 from .routes import ROUTES
 from .triton_norm import normalise, normalise_backward
 

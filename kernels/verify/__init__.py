@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import torch
 
-from .. import triton_launch
 from ..dispatch import VERIFY_VARIABLE, verify_mode
+from ..shared_triton import launch
 from . import probe, ranks, worker
 from .facts import facts
 from .verdicts import Store, Verdict
@@ -59,7 +59,7 @@ def _decide(how, operator, direction, run, arguments) -> str:
             f"say {VERIFY_VARIABLE}=off or backend='torch'"
         )
     try:
-        with triton_launch.recording() as launches:
+        with launch.recording() as launches:
             run()
     except torch.cuda.OutOfMemoryError:
         raise

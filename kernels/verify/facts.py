@@ -4,8 +4,8 @@ import functools
 
 import torch
 
-from .. import triton_fwd
-from ..triton_math import is_large
+from ..shared_triton import fwd
+from ..shared_triton.numerics import is_large
 from .probe import LAYOUTS
 
 _BLOCKS = (32, 64)
@@ -46,9 +46,7 @@ def facts(operator: str, direction: str, arguments: tuple) -> tuple:
     elif operator != 'depthwise_conv_silu':
         walks = tensors[1].shape[0]
     device = tensors[0].device
-    cut = tuple(
-        triton_fwd.chunking(max(1, batch * walks * -(-channels // block)), length, device)[0] > 1 for block in _BLOCKS
-    )
+    cut = tuple(fwd.chunking(max(1, batch * walks * -(-channels // block)), length, device)[0] > 1 for block in _BLOCKS)
     return (
         operator,
         direction,

@@ -234,7 +234,7 @@ def plan_of_call(call: Call) -> list:
 
 
 def _launching():
-    return importlib.import_module('..triton_launch', __package__)
+    return importlib.import_module('..shared_triton.launch', __package__)
 
 
 def _arguments(call: Call, tensors: list) -> tuple[torch.Tensor | None, list]:

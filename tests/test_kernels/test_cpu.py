@@ -58,7 +58,7 @@ class _Recorder:
 
 @pytest.mark.parametrize('openmp', [True, False])
 def test_torchs_thread_count_is_respected(monkeypatch, threads, openmp):
-    from mmvmamba.kernels.compiled import threads as module
+    from mmvmamba.kernels.shared_cpu import threads as module
 
     if not openmp:
         monkeypatch.setattr(module, '_openmp', lambda: None)
@@ -71,7 +71,7 @@ def test_torchs_thread_count_is_respected(monkeypatch, threads, openmp):
 
 
 def test_python_threads_serve_where_torch_has_no_openmp(monkeypatch, threads):
-    from mmvmamba.kernels.compiled import threads as module
+    from mmvmamba.kernels.shared_cpu import threads as module
 
     arguments = ss2d_inputs(2, 6, 9, 96)
     expected = ss2d(**arguments, backend='cpu')
@@ -81,7 +81,7 @@ def test_python_threads_serve_where_torch_has_no_openmp(monkeypatch, threads):
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere PyTorch brings other threads')
 def test_torchs_own_openmp_is_found():
-    from mmvmamba.kernels.compiled.threads import _openmp
+    from mmvmamba.kernels.shared_cpu.threads import _openmp
 
     assert (_openmp() is not None) == ('OpenMP' in torch.__config__.parallel_info().split('ATen parallel backend:')[1])
 
@@ -115,7 +115,7 @@ def test_a_forked_process_with_several_threads_does_not_wait_for_the_parents():
     """Only the scan itself: PyTorch's own operations hang in such a process as soon as they use a second thread."""
     _run(
         'import multiprocessing, torch\n'
-        'from mmvmamba.kernels.compiled.calls import Group, scan\n'
+        'from mmvmamba.kernels.shared_cpu.calls import Group, scan\n'
         'from mmvmamba.kernels.ss2d.routes import Route\n'
         'torch.set_num_threads(2)\n'
         'few = torch.rand(96)\n'
@@ -147,12 +147,12 @@ def test_compiled_once_for_all_processes(tmp_path):
     second = torch.load(tmp_path / 'result.pt', weights_only=True)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert sorted(tmp_path.rglob('*.nbc')) == files
-    changed = "import mmvmamba.kernels.compiled.vectors as v; v.VERSION = 'of other sources'\n" + code
+    changed = "import mmvmamba.kernels.shared_cpu.vectors as v; v.VERSION = 'of other sources'\n" + code
     assert 'compiling' in _run(changed, NUMBA_CACHE_DIR=str(tmp_path))
 
 
 def test_only_contiguous_float32_reaches_the_compiled_code():
-    from mmvmamba.kernels.compiled.calls import Group, scan
+    from mmvmamba.kernels.shared_cpu.calls import Group, scan
     from mmvmamba.kernels.ss2d.routes import Route
 
     few = torch.rand(8)

@@ -73,8 +73,8 @@ def test_compiles_for_blackwell(name, target, aot_report):
 @pytest.fixture
 def launches(monkeypatch):
     """Keys under which Triton would look for a compiled kernel on an H200, as a set that launches fill; none runs."""
-    from mmvmamba.kernels import triton_fwd, triton_math
     from mmvmamba.kernels.pooled_scan import triton_gate
+    from mmvmamba.kernels.shared_triton import fwd, numerics
     from mmvmamba.kernels.ss2d import triton_norm
     from triton.backends.compiler import GPUTarget
 
@@ -91,7 +91,7 @@ def launches(monkeypatch):
             return GPUTarget('cuda', 90, 32)
 
     monkeypatch.setattr(triton.runtime.driver, '_active', Driver())
-    for module in (triton_math, triton_fwd, triton_norm, triton_gate):
+    for module in (numerics, fwd, triton_norm, triton_gate):
         monkeypatch.setattr(module, 'multiprocessors', lambda device: 132)
     keys = set()
 

@@ -17,7 +17,8 @@ from mmvmamba.kernels import dispatch
 
 pytest.importorskip('triton', minversion='.'.join(map(str, dispatch.OLDEST_TRITON)))
 
-from mmvmamba.kernels import Direction, pooled_scan, registration, ss2d, ss2d_norm, triton_launch, verify
+from mmvmamba.kernels import Direction, pooled_scan, registration, ss2d, ss2d_norm, verify
+from mmvmamba.kernels.shared_triton import launch
 from mmvmamba.kernels.testing import pooled_scan_inputs, scan_inputs, ss2d_inputs
 from mmvmamba.kernels.verify import probe, ranks, verdicts, worker
 from mmvmamba.kernels.verify.verdicts import Store, Verdict
@@ -80,7 +81,7 @@ def test_a_wrong_mode_is_named(monkeypatch):
 def changed_byte(monkeypatch, tmp_path):
     folder = tmp_path / 'kernels'
     shutil.copytree(verdicts.SOURCES, folder, ignore=shutil.ignore_patterns('__pycache__'))
-    with (folder / 'triton_fwd.py').open('a') as file:
+    with (folder / 'shared_triton/fwd.py').open('a') as file:
         file.write('\n')
     monkeypatch.setattr(verdicts, 'SOURCES', folder)
 
@@ -430,10 +431,10 @@ def test_a_rank_that_never_answers_is_not_waited_for_long(monkeypatch):
 @pytest.fixture
 def able(monkeypatch):
     """Triton could run here, as far as nothing is launched, on a machine of 132 multiprocessors."""
-    from mmvmamba.kernels import triton_fwd, triton_math
+    from mmvmamba.kernels.shared_triton import fwd, numerics
 
     monkeypatch.setattr(dispatch, '_why_not', lambda backend, device_type, dtype: None)
-    for module in (triton_fwd, triton_math):
+    for module in (fwd, numerics):
         monkeypatch.setattr(module, 'multiprocessors', lambda device: 132)
 
 
@@ -522,7 +523,7 @@ def test_what_is_proved_is_what_runs_under_autocast(able, monkeypatch):
     plans = []
     monkeypatch.setattr(verify, 'run_check', lambda call, plan: plans.append(plan) or PASSED)
     registration.forget()
-    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16), triton_launch.recording() as launches:
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16), launch.recording() as launches:
         ss2d(**ss2d_inputs(1, 3, 5), backend='auto')
     registration.forget()
     assert plans == [probe.plan_of(launches)]
@@ -530,7 +531,7 @@ def test_what_is_proved_is_what_runs_under_autocast(able, monkeypatch):
 
 def test_a_whole_number_is_not_compiled_in(able):
     norm = dict(norm_weight=torch.ones(8), norm_bias=torch.zeros(8))
-    with torch.no_grad(), triton_launch.recording() as launches:
+    with torch.no_grad(), launch.recording() as launches:
         ss2d_norm(**ss2d_inputs(1, 3, 5), **norm, eps=1, backend='triton')
     assert launches[-1].types[-1] == 'fp32'
 
@@ -544,7 +545,7 @@ def test_plans_know_every_dtype(able):
     for dtype in (torch.float32, torch.bfloat16):
         inputs['norm_bias'] = inputs['norm_bias'].to(dtype)
         xz, (forth, back), *norm = _structured(tuple(inputs.values()))
-        with torch.no_grad(), triton_launch.recording():
+        with torch.no_grad(), launch.recording():
             pooled_scan(xz, Direction(*forth), Direction(*back), *norm, backend='triton')
         xz, forth, back, norm = triton_scan._dense(xz, (forth, back), *norm)
         plans.add(triton_scan._case(xz, forth, back, norm, 'row', 'mean'))

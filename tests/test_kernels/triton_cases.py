@@ -15,8 +15,8 @@ from mmvmamba.kernels.testing import (
 )
 from triton_runs import DEVICE, FLOAT32, INTERPRETED, MARKS, TOLERANCES
 
-triton_fwd = pytest.importorskip('mmvmamba.kernels.triton_fwd')
-triton_launch = pytest.importorskip('mmvmamba.kernels.triton_launch')
+fwd = pytest.importorskip('mmvmamba.kernels.shared_triton.fwd')
+launch = pytest.importorskip('mmvmamba.kernels.shared_triton.launch')
 
 GOLDEN_NAMES = {'u': 'u', 'delta': 'delta', 'A': 'A', 'Bs': 'B', 'Cs': 'C', 'Ds': 'D', 'delta_bias': 'delta_bias'}
 
@@ -28,8 +28,8 @@ def chunked(request, monkeypatch):
     """Walks in one piece, in chunks of one tile however few positions there are, or as the device asks for it."""
     if request.param != 'by_rule':
         programs = 1 << 30 if request.param == 'chunked' else 0
-        monkeypatch.setattr(triton_fwd, 'PROGRAMS_PER_MULTIPROCESSOR', programs)
-        monkeypatch.setattr(triton_fwd, 'SHORTEST_CHUNK', 16)
+        monkeypatch.setattr(fwd, 'PROGRAMS_PER_MULTIPROCESSOR', programs)
+        monkeypatch.setattr(fwd, 'SHORTEST_CHUNK', 16)
 
 
 def check(function, arguments, tolerance, **options):
@@ -378,9 +378,9 @@ def test_nothing_kept_depends_on_values():
 def test_a_recording_launches_nothing_and_spoils_nothing():
     arguments = norm_inputs(True, batch=1, height=4, width=3)
     with torch.no_grad():
-        with triton_launch.recording() as launches:
+        with launch.recording() as launches:
             ss2d_norm(**arguments, backend='triton')
-        with triton_launch.recording(launching=True) as again:
+        with launch.recording(launching=True) as again:
             y = ss2d_norm(**arguments, backend='triton')
         assert torch.equal(y, ss2d_norm(**arguments, backend='triton'))
     assert [launch.variant() for launch in launches] == [launch.variant() for launch in again]

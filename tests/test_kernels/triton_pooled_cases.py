@@ -12,8 +12,8 @@ from mmvmamba.kernels.testing import (
 )
 from triton_runs import DEVICE, FLOAT32, INTERPRETED, MARKS, TOLERANCES
 
-triton_math = pytest.importorskip('mmvmamba.kernels.triton_math')
-triton_launch = pytest.importorskip('mmvmamba.kernels.triton_launch')
+numerics = pytest.importorskip('mmvmamba.kernels.shared_triton.numerics')
+launch = pytest.importorskip('mmvmamba.kernels.shared_triton.launch')
 triton_pool = pytest.importorskip('mmvmamba.kernels.pooled_scan.triton_pool')
 triton_gate = pytest.importorskip('mmvmamba.kernels.pooled_scan.triton_gate')
 
@@ -26,9 +26,9 @@ pytestmark = MARKS
 @pytest.fixture(autouse=True)
 def few_operations(request, monkeypatch):
     """The interpreter pays for programs and tiles rather than for numbers; `as_on_a_gpu` is for the sizes there."""
-    triton_launch.forget()  # plans that other sizes went into
+    launch.forget()  # plans that other sizes went into
     if INTERPRETED and 'as_on_a_gpu' not in request.node.name:
-        monkeypatch.setattr(triton_math, 'PROGRAMS_OF_RUNS', 4)
+        monkeypatch.setattr(numerics, 'PROGRAMS_OF_RUNS', 4)
         monkeypatch.setattr(triton_gate, 'U', 16)
         monkeypatch.setattr(triton_gate, 'U_BACK', 16)
         monkeypatch.setattr(triton_pool, 'tiling_back', lambda size, pool: dict(BD=32, U=16))
@@ -159,7 +159,7 @@ def test_runs_are_bit_identical(pool):
 
 
 def test_many_programs(monkeypatch):
-    monkeypatch.setattr(triton_math, 'PROGRAMS_OF_RUNS', 1 << 20)
+    monkeypatch.setattr(numerics, 'PROGRAMS_OF_RUNS', 1 << 20)
     monkeypatch.setattr(triton_gate, 'SHORTEST_RUN', 8)
     check(inputs(batch=1, height=4, width=5, channels=4))
 

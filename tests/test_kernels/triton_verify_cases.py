@@ -19,11 +19,10 @@ from mmvmamba.kernels import (
     registration,
     ss2d,
     ss2d_norm,
-    triton_fwd,
-    triton_launch,
     verify,
 )
 from mmvmamba.kernels.depthwise_conv import triton_conv
+from mmvmamba.kernels.shared_triton import fwd, launch
 from mmvmamba.kernels.testing import assert_close, output_and_gradients, ss2d_inputs
 from mmvmamba.kernels.verify import probe, verdicts
 from mmvmamba.kernels.verify.verdicts import Verdict
@@ -40,10 +39,10 @@ def nothing_known(monkeypatch, tmp_path):
     monkeypatch.setenv('MMVMAMBA_VERIFY', 'first')
     monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
     if INTERPRETED:  # which is slow: walks are cut into pieces of one tile, inputs have a few
-        monkeypatch.setattr(triton_fwd, 'PROGRAMS_PER_MULTIPROCESSOR', 16)
-        monkeypatch.setattr(triton_fwd, 'SHORTEST_CHUNK', 16)
+        monkeypatch.setattr(fwd, 'PROGRAMS_PER_MULTIPROCESSOR', 16)
+        monkeypatch.setattr(fwd, 'SHORTEST_CHUNK', 16)
         monkeypatch.setattr(probe, 'GRIDS', ((3, 5), (3, 7), (17, 2)))
-    caches = (dispatch, registration, triton_launch, verify)
+    caches = (dispatch, registration, launch, verify)
     for module in caches:
         module.forget()
     yield
@@ -136,7 +135,7 @@ def _forgetful_carry(
 
 
 def test_wrong_arithmetic_in_chunks_alone(monkeypatch, caplog):
-    monkeypatch.setattr(triton_fwd, '_carry', _forgetful_carry)
+    monkeypatch.setattr(fwd, '_carry', _forgetful_carry)
     with torch.no_grad():
         for height, width in ONE_PASS, CHUNKED:
             arguments = scan_grid(height, width)

@@ -12,8 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .triton_launch import Launch, on_device, planned
-from .triton_math import (
+from .launch import Launch, on_device, planned
+from .numerics import (
     BT,
     LN2,
     LOG2E,
@@ -47,7 +47,7 @@ for the last, ragged tile, of many states for every tile if inputs are float32."
 
 
 class Walks(NamedTuple):
-    """K walks over every image and what they scan; all tensors `triton_math.dense`.
+    """K walks over every image and what they scan; all tensors `numerics.dense`.
 
     Attributes:
         x: `(B, L, D)` that all walks share, or `(B, L, K*D)` with a slice for each (`grouped`).

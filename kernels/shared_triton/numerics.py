@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from .triton_launch import ALIGNMENT
+from .launch import ALIGNMENT
 
 BT = 16
 """Positions of a tile: the smallest height of a tensor-core product."""

@@ -4,8 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .triton_launch import Launch, on_device, planned
-from .triton_math import INTERPRETED
+from .launch import Launch, on_device, planned
+from .numerics import INTERPRETED
 
 BLOCK, WARPS = 1024, 4
 """Numbers of a program of `_add_up`, and warps of any program here."""

@@ -1,6 +1,6 @@
 """The scan backward on a GPU: states are recomputed, nothing of the size of all routes is kept but their gradient of x.
 
-`triton_fwd._walk` keeps the state that enters every tile, and of every chunk what `_carry` needs in either direction of
+`fwd._walk` keeps the state that enters every tile, and of every chunk what `_carry` needs in either direction of
 time: sum of the time steps, end state, adjoint. `_walk_back` goes through a chunk's tiles from the last to
 the first, replays each from its stored state, and runs the adjoint up the tile. Sums over channels are one partial a
 channel block, sums over positions one partial a program; small reductions add them in a fixed order. No atomics.
@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .triton_fwd import (
+from .fwd import (
     IN_REGISTERS,
     Form,
     Walks,
@@ -26,8 +26,8 @@ from .triton_fwd import (
     machine,
     walk_launch,
 )
-from .triton_launch import Launch, on_device, planned
-from .triton_math import (
+from .launch import Launch, on_device, planned
+from .numerics import (
     BT,
     LN2,
     LOG2E,
@@ -45,7 +45,7 @@ from .triton_math import (
     weight_block,
     weights_of,
 )
-from .triton_sums import add_up, collecting
+from .sums import add_up, collecting
 
 
 def block_of(channels: int, states: int) -> int:

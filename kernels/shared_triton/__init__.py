@@ -1,0 +1,1 @@
+"""What the `triton` backends of all operators share."""
