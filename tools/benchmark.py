@@ -5,13 +5,14 @@ Example: python tools/benchmark.py kernels --arch tiny_s1l8 --height 224 --width
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
 import torch
 from mmvmamba.kernels import BACKENDS
 
-from mmvmamba.analysis import benchmark, kernel_benchmark, traffic
+from mmvmamba.analysis import benchmark, kernel_benchmark, tables, traffic
 from mmvmamba.analysis.record import result_of_tests
 from mmvmamba.analysis.timing import machine
 from mmvmamba.models.backbones.fastvim import ARCHS as FASTVIMS
@@ -133,9 +134,11 @@ def main(argv: list[str] | None = None) -> int:
     about |= {'TF32': str(torch.backends.cuda.matmul.allow_tf32), 'tests': result_of_tests(about, tests)}
     print(', '.join(f'{key}: {value}' for key, value in about.items()))
     print(f'{command}: ' + ', '.join(f'{key} {value}' for key, value in arguments.items()))
-    print(benchmark.markdown(rows))
+    print(tables.markdown(rows))
     if json_file:
-        json_file.write_text(json.dumps({'machine': about, 'arguments': arguments, 'rows': rows}, indent=2))
+        line = shlex.join(['python', 'tools/benchmark.py', *(sys.argv[1:] if argv is None else argv)])
+        found = {'machine': about, 'command': line, 'arguments': arguments, 'rows': rows}
+        json_file.write_text(json.dumps(found, indent=2, default=str))
     return 0
 
 

@@ -347,10 +347,3 @@ def _plot_scaling(sides, curves, path: Path, title: str) -> None:
     figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-
-
-def markdown(rows: list[dict]) -> str:
-    """Rows of equal keys as a markdown table."""
-    keys = list(rows[0])
-    lines = [keys, ['---'] * len(keys), *([str(row[key]) for key in keys] for row in rows)]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from mmvmamba.analysis import benchmark
+from mmvmamba.analysis import benchmark, tables
 from mmvmamba.analysis.memory import peak_memory
 
 CONFIG = Path(__file__).resolve().parents[2] / 'configs/demo/maskrcnn_vmamba_shapes.py'
@@ -20,7 +20,7 @@ def test_rows_and_plot(tmp_path):
     assert {'Swin-T', 'ResNet-50', 'ConvNeXt-T'} <= {row['backbone'] for row in rows}
     if importlib.util.find_spec('mmpretrain') is None:
         assert {row['note'] for row in rows if row['backbone'] == 'ConvNeXt-T'} == {'mmpretrain is not installed'}
-    assert benchmark.markdown(rows).count('\n') == len(rows) + 1
+    assert tables.markdown(rows).count('\n') == len(rows) + 1
     assert (tmp_path / 'm.png').stat().st_size > 5000
 
 
