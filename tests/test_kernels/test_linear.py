@@ -73,3 +73,14 @@ def test_compiles_to_the_linear(convolutions):
     compiled = torch.compile(linear, fullgraph=True, backend='aot_eager')
     assert torch.equal(compiled(**arguments), F.linear(**arguments))
     assert not convolutions
+
+
+def test_the_feed_forward_half_in_pieces_equals_the_whole(monkeypatch):
+    first, second = torch.nn.Linear(12, 48), torch.nn.Linear(48, 20)
+    x = torch.randn(2, 9, 11, 12)
+    whole = module.gelu_mlp(x, first, second)  # gradients are on: never in pieces
+    monkeypatch.setattr(module, '_PIECE', 48 * 40)
+    with torch.no_grad():
+        pieces = module.gelu_mlp(x, first, second)
+    assert pieces.shape == (2, 9, 11, 20)
+    assert_close('y', pieces, whole.detach(), 1e-6)

@@ -20,6 +20,7 @@ from ..arguments import architecture, check_choice, check_image, check_out_indic
 from ..layers.drop_path import DropPath
 from ..layers.layout import ToChannelsFirst, ToChannelsLast
 from ..layers.linear import Linear
+from ..layers.mlp import Mlp
 from ..layers.recompute import recomputed
 from ..layers.ss2d import SS2D
 from ..layers.ssm_init import SSM_INITS
@@ -59,31 +60,6 @@ ARCHS: dict[str, dict] = {
     'base_v0': dict(_VANILLA, embed_dims=128, depths=(2, 2, 27, 2), drop_path_rate=0.6),
 }
 """The published architectures. `s1l8`: ssm_ratio 1, 8 blocks in the third stage; `v0`: the vanilla model."""
-
-
-_PIECE = 1 << 21  # elements of the hidden layer that are worked on at a time
-
-
-class Mlp(nn.Module):
-    """Two linears with GELU between, on the last dimension."""
-
-    def __init__(self, channels: int, hidden: int):
-        super().__init__()
-        self.fc1 = Linear(channels, hidden)
-        self.fc2 = Linear(hidden, channels)
-        for linear in (self.fc1, self.fc2):
-            nn.init.trunc_normal_(linear.weight, std=0.02)
-            nn.init.zeros_(linear.bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        captured = torch.compiler.is_compiling() or torch.jit.is_tracing()  # a graph would keep the number of pieces
-        if x.device.type != 'cpu' or torch.is_grad_enabled() or captured:
-            return self.fc2(F.gelu(self.fc1(x)))
-        # On a CPU the hidden layer of a large image costs more in page faults and cache misses than in arithmetic:
-        # piece by piece it stays in the cache.
-        pixels = x.flatten(0, -2)
-        pieces = pixels.split(max(16, _PIECE // self.fc1.out_features // 16 * 16))  # 16: see kernels/linear.py
-        return torch.cat([self.fc2(F.gelu(self.fc1(piece))) for piece in pieces]).view(*x.shape[:-1], -1)
 
 
 class VSSBlock(nn.Module):
