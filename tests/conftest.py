@@ -1,20 +1,23 @@
-import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import interpreter
 import pytest
 import torch
 
 from mmvmamba.torchvision_stubs import define_missing_operators
 
 define_missing_operators()  # tests that import a toolbox before anything of ours
-TRITON = Path(__file__).parent / 'test_kernels' / 'test_triton.py'
 
 
 def pytest_addoption(parser):
     parser.addoption('--kills', type=int, default=4, help='how often a training is killed and resumed (default: 4)')
+
+
+def pytest_configure(config):
+    interpreter.register(config)
 
 
 @pytest.fixture(scope='session')
@@ -26,28 +29,6 @@ def data_dir() -> Path:
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
-
-
-@pytest.fixture(scope='session', autouse=True)
-def interpreters(request, tmp_path_factory):
-    """For every file of Triton cases a process with Triton's interpreter: path to process and log.
-
-    They start with the session, if it will ask for them, and take the time that the other tests leave idle.
-    """
-    running = {}
-    if any(item.path == TRITON for item in request.session.items):
-        folder = tmp_path_factory.mktemp('interpreter')
-        environment = dict(os.environ, TRITON_INTERPRET='1', OMP_NUM_THREADS='1')
-        arguments = ('-q', '-x', '-p', 'no:cacheprovider', '--show-capture=no', '--durations=3')
-        for path in sorted(TRITON.parent.glob('triton*_cases.py')):
-            log = folder / f'{path.stem}.log'
-            command = [*(['nice'] if os.name == 'posix' else []), sys.executable, '-m', 'pytest', *arguments, str(path)]
-            with log.open('w') as file:
-                running[path] = subprocess.Popen(command, stdout=file, stderr=file, env=environment), log
-    yield running
-    for process, _ in running.values():
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture(scope='session')

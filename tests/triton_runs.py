@@ -1,19 +1,18 @@
-"""What all tests of Triton kernels share: they run in Triton's interpreter, or on a GPU where there is one."""
+"""What all tests of Triton kernels share: they run in Triton's interpreter (`interpreter.py`), or on a GPU."""
 
-import os
-
+import interpreter
 import pytest
 import torch
 from mmvmamba.kernels import dispatch
 from mmvmamba.kernels.testing import TOLERANCE
 
-INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+INTERPRETED = interpreter.interpreted
 DEVICE = 'cpu' if INTERPRETED else 'cuda'
 FLOAT32 = 1e-5 if INTERPRETED else 1e-4  # a GPU takes the hardware's fast log2
 TOLERANCES = {**TOLERANCE, torch.float32: FLOAT32}
 
 MARKS = [
-    pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason='needs a GPU or TRITON_INTERPRET=1'),
+    pytest.mark.interpreter,
     # exponentials overflow on purpose far beyond what softplus and sigmoid need of them
     pytest.mark.filterwarnings('ignore:overflow encountered:RuntimeWarning'),
     pytest.mark.usefixtures('poisoned_buffers', 'quick_interpreter'),

@@ -1,13 +1,10 @@
-"""The Triton backends in Triton's interpreter, which must be switched on before Triton is imported: in subprocesses.
+"""What of the Triton backends needs no kernel to run: the machine code, and how often it would be compiled.
 
-`triton*_cases.py` hold the tests, and `tests/conftest.py` starts them. On a machine with a GPU they run there as well:
-`python -m pytest FILE`. What needs no kernel to run is tested here: the machine code, and how often it would be
-compiled.
+`triton*_cases.py` run the kernels, see `tests/interpreter.py`.
 """
 
 import random
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +15,6 @@ from triton_runs import triton_of_the_kernels
 triton = triton_of_the_kernels()
 
 PINNED = re.search(r'^triton==(\S+)', (ROOT / 'tools/constraints.txt').read_text(), re.MULTILINE)[1]
-CASES = sorted(Path(__file__).parent.glob('triton*_cases.py'))
 
 
 @pytest.fixture(scope='module')
@@ -151,13 +147,3 @@ def test_another_grid_compiles_nothing_new_for_the_pooled_scan(launches):
     for i in range(25):
         step(sizes.randint(1, 4), sizes.randint(1, 150), sizes.randint(1, 150), ('row', 'column')[i % 2])
     assert launches == known
-
-
-@pytest.mark.parametrize('path', CASES, ids=lambda path: path.stem)
-def test_in_the_interpreter(path, interpreters):
-    process, log = interpreters[path]
-    process.wait()
-    report = log.read_text()
-    assert process.returncode == 0, report[-6000:]
-    assert ' passed' in report
-    assert 'skipped' not in report, report[-2000:]

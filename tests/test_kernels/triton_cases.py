@@ -1,4 +1,4 @@
-"""Tests of the Triton operators, collected by `test_triton.py` in a process of their own (or by name, on a GPU)."""
+"""Tests of the Triton operators, in Triton's interpreter (see `tests/interpreter.py`) or on a GPU."""
 
 import importlib
 

@@ -1,6 +1,6 @@
 """Kernels that prove themselves before `auto` takes them, and kernels broken on purpose that do not.
 
-In Triton's interpreter (collected by `test_triton.py`), in an emulated GPU (see `.ci/run`), or on a GPU.
+In Triton's interpreter (see `tests/interpreter.py`), in an emulated GPU (see `.ci/run`), or on a GPU.
 """
 
 import json
