@@ -42,8 +42,11 @@ class _Reporter:
     def __init__(self, config: pytest.Config, path: Path):
         self._config = config
         self._file = path.open('w')
+        self._parent = os.getppid()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if os.getppid() != self._parent:
+            pytest.exit('the session that asked for these tests was killed')
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
         self._file.write(json.dumps(data) + '\n')
         self._file.flush()
