@@ -1,5 +1,5 @@
-# VMamba-T (s1l8), fine-tuned on images of one's own: FastVim's schedule with a milder decay over the layers. A recipe of
-# ours: no published figure.
+# VMamba-T (s1l8), fine-tuned on images of one's own: FastVim's schedule with a milder decay over the layers. A recipe
+# of ours: no published figure.
 _base_ = './finetune_fastvim_t.py'
 model = dict(
     backbone=dict(

@@ -1,5 +1,5 @@
-# VMamba-T (s1l8), frozen behind a fresh linear layer, ImageNet-1K. Published: 82.64 top-1. What augmentation that took is
-# not published; here crop and flip.
+# VMamba-T (s1l8), frozen behind a fresh linear layer, ImageNet-1K. Published: 82.64 top-1. What augmentation that took
+# is not published; here crop and flip.
 _base_ = [
     '../_base_/models/imagenet_classifier.py',
     '../_base_/datasets/imagenet.py',

@@ -1,5 +1,5 @@
-# 100 epochs of 1024 images a step, as FastVim-B is fine-tuned after masked pretraining: learning rates that fall towards
-# the stem, float32, no clipping. Every rate ends at the same part of itself, so the floor falls with the layers too.
+# 100 epochs of 1024 images a step, as FastVim-B is fine-tuned after masked pretraining: learning rates that fall to the
+# stem, float32, no clipping. Every rate ends at the same part of itself, so the floor falls with the layers too.
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=100, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
