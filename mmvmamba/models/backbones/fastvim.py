@@ -88,8 +88,8 @@ class FastVim(BaseBackbone):
         patch_size: pixels a side of a patch; None takes the architecture's (16; huge: 14).
         in_channels: channels of the image.
         out_type: 'dense': maps of what single blocks add, each layer-normalised, for detection and segmentation;
-            'featmap': one map of the sum of all blocks, normalised by `norm_f`, whose mean classifiers take; 'cls_token'
-            (Vim): of the same the vector of a class token that is scanned in the middle of the patches.
+            'featmap': one map of the sum of all blocks, normalised by `norm_f`, whose mean classifiers take;
+            'cls_token' (Vim): of the same the vector of a class token that is scanned in the middle of the patches.
         out_indices: where dense, the blocks whose outputs are returned, ascending; -1 is the last. Blocks behind the
             last one of them are not built, so every parameter that exists is used. None takes 5, 11, 17 and 23; other
             types of output come behind the last block.
@@ -98,8 +98,8 @@ class FastVim(BaseBackbone):
         scan_path: 'row' or 'column', the axis of the first block.
         rotate: odd blocks take the other axis (pooled models only).
         norm_after_scan: layer-normalise before the gate.
-        norm: of the blocks and of `norm_f`: 'LN' or 'RMS'; None takes 'LN' where dense and 'RMS' elsewhere, as published.
-            Dense outputs are always layer-normalised.
+        norm: of the blocks and of `norm_f`: 'LN' or 'RMS'; None takes 'LN' where dense and 'RMS' elsewhere, as
+            published. Dense outputs are always layer-normalised.
         pool_scale: factor of the pooled tokens (masked pre-training: the kept fraction); 1 where nothing is pooled.
         with_cp: recompute blocks in the backward pass instead of storing their activations.
         frozen_stages: -1 trains everything; 0 freezes patch and position embedding; n also freezes the first n blocks.
@@ -174,13 +174,7 @@ class FastVim(BaseBackbone):
 
         self.num_features = [channels] * len(self.out_indices)
         self.patch_embed = PatchEmbed(in_channels, channels, self.patch_size)
-        self.cls_token = None
-        if out_type == 'cls_token':
-            self.cls_token = nn.Parameter(torch.empty(1, 1, channels))
-            nn.init.trunc_normal_(self.cls_token, std=0.02)
-        tokens = math.prod(self.grid) + (self.cls_token is not None)
-        self.pos_embed = nn.Parameter(torch.empty(1, tokens, channels))
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self._add_embeddings(channels)
         self.layers = nn.ModuleList(
             # what a block drops is the output of the one before it
             Block(channels, _NORMS[norm], rate * max(i - 1, 0) / last, axis=axes[i % 2], **mixer)
@@ -194,9 +188,18 @@ class FastVim(BaseBackbone):
             self.norm_f = _NORMS[norm](channels, eps=1e-5)
         self._freeze(frozen_stages, blocks)
         if frozen_stages >= 0:
-            self.pos_embed.requires_grad_(False)
-            if self.cls_token is not None:
-                self.cls_token.requires_grad_(False)
+            for embedding in (self.pos_embed, self.cls_token):
+                if embedding is not None:
+                    embedding.requires_grad_(False)
+
+    def _add_embeddings(self, channels: int) -> None:
+        """A position for every patch of the grid, and a class token with a position of its own."""
+        token = self.out_type == 'cls_token'
+        self.cls_token = nn.Parameter(torch.empty(1, 1, channels)) if token else None
+        self.pos_embed = nn.Parameter(torch.empty(1, math.prod(self.grid) + token, channels))
+        for embedding in (self.pos_embed, self.cls_token):
+            if embedding is not None:
+                nn.init.trunc_normal_(embedding, std=0.02)
 
     def _outputs(self, out_indices) -> tuple[int, ...]:
         """The blocks whose outputs are returned."""
@@ -206,8 +209,8 @@ class FastVim(BaseBackbone):
         last = (self.depth - 1,)
         if out_indices is not None and check_out_indices(name, out_indices, self.depth) != last:
             raise ValueError(
-                f'{name}: out_indices={out_indices!r}; out_type={self.out_type!r} comes behind the last block: expected '
-                f'None or {last}'
+                f'{name}: out_indices={out_indices!r}; expected None or {last}, as out_type={self.out_type!r} comes '
+                f'behind the last block'
             )
         return last
 
@@ -299,7 +302,7 @@ class FastVim(BaseBackbone):
         return (out if self.out_type == 'cls_token' else _as_map(out),)
 
     def _embed(self, x: torch.Tensor) -> torch.Tensor:
-        """Patches with their positions, `(B, H, W, C)`; with a class token among them the sequence `(B, 1, L + 1, C)`."""
+        """Patches with their positions, `(B, H, W, C)`; with a class token among them the line `(B, 1, L + 1, C)`."""
         hidden = self.patch_embed(x)
         if self.cls_token is None:
             return hidden + resize_positions(self.pos_embed, self.grid, hidden.shape[1:3])
