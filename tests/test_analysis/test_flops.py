@@ -35,6 +35,7 @@ SEGMENTATION = {
     'upernet_vmamba_v0_b': (110, 1226),
 }
 
+
 @pytest.fixture(autouse=True)
 def _no_leaking_scope():
     yield
