@@ -105,7 +105,7 @@ def test_training_pipeline_makes_what_the_model_takes(photographs):
 
 
 def rates(name, tmp_path, steps, auto_scale=False):
-    """The learning rates of a config's training at some steps: of every group, or of one where all are alike."""
+    """The learning rates of a config's training at some steps, all that are different."""
     cfg, model, _ = narrow(name)
     loader = torch.utils.data.DataLoader(range(STEPS * 2), batch_size=2)
     runner = Runner(
@@ -116,8 +116,7 @@ def rates(name, tmp_path, steps, auto_scale=False):
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     runner.scale_lr(runner.optim_wrapper, dict(cfg.auto_scale_lr, enable=auto_scale))
     groups = runner.optim_wrapper.optimizer.param_groups
-    if len({group['lr'] for group in groups}) == 1:
-        del groups[1:]  # each step takes a time for every one
+    groups[:] = {group['lr']: group for group in groups}.values()  # each step takes time for every one
     schedulers = runner.build_param_scheduler(cfg.param_scheduler)
     found = {}
     for step in range(max(steps) + 1):
