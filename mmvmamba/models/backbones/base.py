@@ -95,7 +95,9 @@ class BaseBackbone(BaseModule):
     def _checkpoint_filter(self, state_dict, prefix, *_) -> None:
         """What mmpretrain's `ImageClassifier` calls with every state dict: published names to that classifier's."""
         if not prefix:
-            translated, _ = checkpoints.as_classifier(state_dict)
+            translated, averaged = checkpoints.as_classifier(state_dict)
+            if averaged:
+                print_log(f'not used: {len(averaged)} averaged tensors of the same file', logger='current')
             state_dict.clear()
             state_dict.update(translated)
 
