@@ -9,6 +9,7 @@ _base_ = [
 model = dict(
     backbone=dict(
         type='VMamba',
+        arch='tiny_s1l8',
         out_indices=(3,),
         frozen_stages=4,
         init_cfg=dict(type='Pretrained', checkpoint='mmvmamba://vmamba_tiny_s1l8'),

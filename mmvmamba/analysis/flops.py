@@ -1,6 +1,6 @@
 """Parameters and FLOPs through mmengine's counter, with the operators that our models add to PyTorch's.
 
-Counted as in the published tables: one multiply-add is 1; LayerNorm and RMSNorm 5 an element, BatchNorm in evaluation 2, bilinear
+Counted as in the published tables: one multiply-add is 1; LayerNorm 5 an element, BatchNorm in evaluation 2, bilinear
 resizing 4; activations, pooling and RoIAlign 0. A scan of D channels over L positions is D * L * (9 N + 1); the
 projections that a fused operator hides count like linears.
 """
@@ -70,7 +70,7 @@ _HANDLERS = {
     'mmvmamba::ss2d': _ss2d,
     'mmvmamba::selective_scan': _selective_scan,
     'mmvmamba::pooled_scan': _pooled_scan,
-    'aten::rms_norm': norm_flop_counter(2),
+    'aten::rms_norm': norm_flop_counter(2),  # as LayerNorm
     **dict.fromkeys(('aten::gelu', 'aten::silu', 'aten::relu', 'aten::sigmoid', 'aten::softmax', 'aten::max_pool2d')),
 }
 
