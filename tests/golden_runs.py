@@ -95,6 +95,8 @@ def classifier_config(theirs: dict, **backbone) -> dict:
     """See `classifier`."""
     if 'depths' in theirs:
         own = dict(type='mmvmamba.VMamba', out_indices=(3,), embed_dims=theirs['dims'], depths=theirs['depths'])
+        if theirs['forward_type'].startswith('m0'):
+            own.update(arch='tiny_m2', d_state=theirs['ssm_d_state'])
         width = theirs['dims'] * 8
     else:
         token = theirs.get('if_cls_token', False)

@@ -12,3 +12,7 @@ def test_golden(name, backend, data_dir):
     # 'auto' may be a backend that sums in another order
     gradients = 2e-5 if backend == 'auto' else 1e-5
     check_classifier(data_dir / f'{name}.safetensors', backend, 2e-6, gradients)
+
+
+def test_golden_with_mamba2_blocks(data_dir):
+    check_classifier(data_dir / 'cls_vmamba_m0.safetensors', 'auto', 2e-6, 1e-5)
