@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mmvmamba.analysis import flops
+from mmvmamba.models.backbones.fastvim import ARCHS as FASTVIMS
 from mmvmamba.models.backbones.vmamba import ARCHS
 
 pytest.importorskip('mmpretrain')
@@ -80,3 +81,20 @@ def test_published_classifiers(arch):
 def test_larger_images(arch):
     _, each, head = of_a_patch(arch)
     assert tuple(round((each * (size // 32) ** 2 + head) / 1e9, 2) for size in SIZES) == TABLE[arch]
+
+
+@pytest.mark.parametrize(
+    ('arch', 'pool', 'billions'),
+    [
+        ('tiny', 'mean', 1.15),
+        ('tiny', None, 1.82),
+        ('small', 'mean', 4.40),
+        ('small', None, 5.90),
+        ('base', 'mean', 17.17),
+    ],
+)
+def test_fastvim(arch, pool, billions):
+    """Nobody publishes these: the figures that an independent count by the same rules reached, the mean of tokens in."""
+    width = FASTVIMS[arch]['embed_dims']
+    theirs = dict(embed_dim=width, depth=24, num_classes=_CLASSES, collapse_method=pool)
+    assert round(count(golden_runs.classifier_config(theirs, arch=arch), 224, 224).flops / 1e9, 2) == billions

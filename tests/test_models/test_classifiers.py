@@ -46,8 +46,7 @@ def test_names_shapes_and_counts_are_the_published_ones(name, data_dir):
     theirs = {key: shape for key, shape in published['state_dict'].items() if not key.startswith('outnorm')}
     if 'classifier_only' in published:  # which is a list of names
         width = 8 * published['official_kwargs']['dims']
-        shapes = dict.fromkeys(('norm.weight', 'norm.bias'), [width])
-        shapes |= {'head.weight': [1000, width], 'head.bias': [1000]}
+        shapes = {'norm.weight': [width], 'norm.bias': [width], 'head.weight': [1000, width], 'head.bias': [1000]}
         theirs |= {key: shapes[key.removeprefix('classifier.')] for key in published['classifier_only']}
     with torch.device('meta'):
         model = classifier(published['official_kwargs'] | dict(num_classes=1000), arch=(VMAMBAS | FASTVIMS)[name])
