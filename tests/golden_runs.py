@@ -95,6 +95,8 @@ def classifier_config(theirs: dict, **backbone) -> dict:
     """See `classifier`."""
     if 'depths' in theirs:
         own = dict(type='mmvmamba.VMamba', out_indices=(3,), embed_dims=theirs['dims'], depths=theirs['depths'])
+        if theirs['forward_type'].startswith('m0'):
+            own.update(arch='tiny_m2', d_state=theirs['ssm_d_state'])
         width = theirs['dims'] * 8
     else:
         token = theirs.get('if_cls_token', False)
@@ -122,7 +124,7 @@ def published_name(name: str, published: Collection[str]) -> str:
         renamed = name.removeprefix('backbone.').replace(ours, theirs)
         if renamed in published:
             return renamed
-    raise AssertionError(f'{name} is none of {sorted(published)}')
+    raise AssertionError(f'{name} has no published name')
 
 
 def check_classifier(path: Path, backend: str, tolerance: float, gradients: float, device: str = 'cpu') -> None:

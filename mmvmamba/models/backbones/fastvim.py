@@ -39,6 +39,12 @@ ARCHS: dict[str, dict] = {
 _NORMS = {'LN': nn.LayerNorm, 'RMS': nn.RMSNorm}
 OUT_TYPES = ('dense', 'featmap', 'cls_token')
 _DENSE_OUTPUTS = (5, 11, 17, 23)
+_CHOICES = dict(out_type=OUT_TYPES, pool=POOLS, scan_path=AXES, norm=_NORMS, backend=('auto', *BACKENDS))
+
+
+def _check_choices(model: str, **arguments) -> None:
+    for argument, value in arguments.items():
+        check_choice(model, argument, value, _CHOICES[argument])
 
 
 class PatchEmbed(nn.Module):
@@ -139,16 +145,12 @@ class FastVim(BaseBackbone):
     ):
         super().__init__(init_cfg=init_cfg)
         name = type(self).__name__
-        check_choice(name, 'out_type', out_type, OUT_TYPES)
         norm = ('LN' if out_type == 'dense' else 'RMS') if norm is None else norm
-        check_choice(name, 'pool', pool, POOLS)
-        check_choice(name, 'scan_path', scan_path, AXES)
-        check_choice(name, 'norm', norm, _NORMS)
-        check_choice(name, 'backend', backend, ('auto', *BACKENDS))
+        _check_choices(name, out_type=out_type, pool=pool, scan_path=scan_path, norm=norm, backend=backend)
         if pool is None and pool_scale != 1:
             raise ValueError(f'{name}: pool_scale={pool_scale!r} has nothing to scale where pool=None; expected 1')
         if pool is not None and out_type == 'cls_token':
-            raise ValueError(f'{name}: out_type={out_type!r} needs pool=None; pool={pool!r} has no class token')
+            raise ValueError(f'{name}: pool={pool!r} has no class token; out_type={out_type!r} expects pool=None')
         spec = architecture(name, arch, ARCHS, 'tiny', fields)
         channels, depth = spec['embed_dims'], spec['depth']
         self.arch = arch
@@ -166,11 +168,7 @@ class FastVim(BaseBackbone):
         mixer['dt_rank'] = math.ceil(channels / 16) if spec['dt_rank'] == 'auto' else spec['dt_rank']
         mixer.update(norm_after_scan=norm_after_scan, pool=pool, scaling=pool_scale, depth=depth, backend=backend)
         self.scan_path = scan_path
-        axes = [scan_path, scan_path]
-        if rotate and pool is not None:
-            axes[1] = next(axis for axis in AXES if axis != scan_path)
-        if out_type == 'cls_token':  # a sequence is no grid
-            axes = ['row', 'row']
+        axes = self._axes(rotate and pool is not None)
 
         self.num_features = [channels] * len(self.out_indices)
         self.patch_embed = PatchEmbed(in_channels, channels, self.patch_size)
@@ -180,26 +178,38 @@ class FastVim(BaseBackbone):
             Block(channels, _NORMS[norm], rate * max(i - 1, 0) / last, axis=axes[i % 2], **mixer)
             for i in range(blocks)
         )
-        if out_type == 'dense':
-            for i in range(len(self.out_indices)):
-                self.add_module(f'outnorm_{i}', nn.LayerNorm(channels))
-        else:
-            self.drop_path = DropPath(rate)
-            self.norm_f = _NORMS[norm](channels, eps=1e-5)
+        self._add_outputs(channels, rate, _NORMS[norm])
         self._freeze(frozen_stages, blocks)
         if frozen_stages >= 0:
-            for embedding in (self.pos_embed, self.cls_token):
-                if embedding is not None:
-                    embedding.requires_grad_(False)
+            for embedding in self._embeddings():
+                embedding.requires_grad_(False)
+
+    def _axes(self, rotate: bool) -> tuple[str, str]:
+        """The axes of the even and of the odd blocks."""
+        if self.out_type == 'cls_token':  # a sequence is no grid
+            return 'row', 'row'
+        other = next(axis for axis in AXES if axis != self.scan_path)
+        return self.scan_path, other if rotate else self.scan_path
 
     def _add_embeddings(self, channels: int) -> None:
         """A position for every patch of the grid, and a class token with a position of its own."""
         token = self.out_type == 'cls_token'
         self.cls_token = nn.Parameter(torch.empty(1, 1, channels)) if token else None
         self.pos_embed = nn.Parameter(torch.empty(1, math.prod(self.grid) + token, channels))
-        for embedding in (self.pos_embed, self.cls_token):
-            if embedding is not None:
-                nn.init.trunc_normal_(embedding, std=0.02)
+        for embedding in self._embeddings():
+            nn.init.trunc_normal_(embedding, std=0.02)
+
+    def _embeddings(self) -> list[nn.Parameter]:
+        return [embedding for embedding in (self.pos_embed, self.cls_token) if embedding is not None]
+
+    def _add_outputs(self, channels: int, rate: float, norm: type[nn.Module]) -> None:
+        """What comes behind single blocks where dense, elsewhere behind them all."""
+        if self.out_type == 'dense':
+            for i in range(len(self.out_indices)):
+                self.add_module(f'outnorm_{i}', nn.LayerNorm(channels))
+        else:
+            self.drop_path = DropPath(rate)
+            self.norm_f = norm(channels, eps=1e-5)
 
     def _outputs(self, out_indices) -> tuple[int, ...]:
         """The blocks whose outputs are returned."""

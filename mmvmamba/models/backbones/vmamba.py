@@ -22,6 +22,7 @@ from ..layers.layout import ToChannelsFirst, ToChannelsLast
 from ..layers.linear import Linear
 from ..layers.recompute import recomputed
 from ..layers.ss2d import SS2D
+from ..layers.ss2d_heads import HeadsSS2D
 from ..layers.ssm_init import SSM_INITS
 from .base import BaseBackbone
 
@@ -34,6 +35,7 @@ _CURRENT = dict(
     mlp_ratio=4.0,
     stem='conv',
     downsample='conv',
+    mamba2=False,
 )
 _VANILLA = dict(
     d_state=16,
@@ -45,6 +47,7 @@ _VANILLA = dict(
     mlp_ratio=0.0,
     stem='patch',
     downsample='merge',
+    mamba2=False,
 )
 
 ARCHS: dict[str, dict] = {
@@ -59,6 +62,17 @@ ARCHS: dict[str, dict] = {
     'base_v0': dict(_VANILLA, embed_dims=128, depths=(2, 2, 27, 2), drop_path_rate=0.6),
 }
 """The published architectures. `s1l8`: ssm_ratio 1, 8 blocks in the third stage; `v0`: the vanilla model."""
+
+_MAMBA2 = dict(_CURRENT, d_state=64, ssm_ratio=1.0, mamba2=True)
+
+MAMBA2_ARCHS: dict[str, dict] = {
+    'tiny_m2': dict(_MAMBA2, embed_dims=96, depths=(2, 2, 4, 2), drop_path_rate=0.2),
+    'small_m2': dict(_MAMBA2, embed_dims=96, depths=(2, 2, 12, 2), drop_path_rate=0.3),
+    'base_m2': dict(_MAMBA2, embed_dims=128, depths=(2, 2, 12, 2), drop_path_rate=0.3),
+}
+"""Sizes with Mamba-2 blocks, of which the code is published, and neither weights nor figures."""
+
+_ALL_ARCHS = {**ARCHS, **MAMBA2_ARCHS}
 
 
 _PIECE = 1 << 21  # elements of the hidden layer that are worked on at a time
@@ -89,10 +103,10 @@ class Mlp(nn.Module):
 class VSSBlock(nn.Module):
     """Residual SS2D and, where `mlp_ratio` > 0, residual MLP, both pre-norm."""
 
-    def __init__(self, channels: int, mlp_ratio: float, drop_path: float, **ss2d):
+    def __init__(self, channels: int, mlp_ratio: float, drop_path: float, op: nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(channels)
-        self.op = SS2D(channels, **ss2d)
+        self.op = op
         self.drop_path = DropPath(drop_path)
         self.mlp = None
         if mlp_ratio > 0:
@@ -178,19 +192,20 @@ class VMamba(BaseBackbone):
     """VMamba: a four-stage backbone of visual state-space blocks.
 
     Args:
-        arch: a row of `ARCHS`, or a dict of its fields; those left out are those of 'tiny_s1l8'.
+        arch: a row of `ARCHS` or `MAMBA2_ARCHS`, or a dict of its fields; those left out are those of 'tiny_s1l8'.
         in_channels: channels of the image.
         out_indices: stages whose normalised outputs are returned, ascending; -1 is the last. Stages behind the last
             one of them are not built, so every parameter that exists is used.
         drop_path_rate: of the last block, rising linearly from 0; None takes the architecture's.
         routes: 'cross', 'unidi', 'bidi' or 'cascade', see `mmvmamba.kernels.ss2d`.
-        ssm_init: 'mamba', 'rand' or 'zero'.
+        ssm_init: 'mamba', 'rand' or 'zero'; None takes 'mamba', and 'zero' for Mamba-2 blocks, which have no 'mamba'.
         with_cp: recompute blocks in the backward pass instead of storing their activations.
         frozen_stages: -1 trains everything; 0 freezes the stem; n also freezes the first n stages.
         backend: of the scan: 'auto', 'triton', 'cpu', 'torch' or 'reference'.
         init_cfg: mmengine's initialisation config.
         **fields: replace fields of the architecture: embed_dims, depths, d_state, dt_rank, ssm_ratio, conv_size,
-            conv_bias, gated, mlp_ratio, stem ('conv' or 'patch'), downsample ('conv' or 'merge').
+            conv_bias, gated, mlp_ratio, stem ('conv' or 'patch'), downsample ('conv' or 'merge'), mamba2 (blocks whose
+            scan has `dt_rank` heads, in plain PyTorch whatever the backend; they have no gate).
 
     Raises:
         TypeError, ValueError: an unknown name or a value out of range, by name.
@@ -207,7 +222,7 @@ class VMamba(BaseBackbone):
         out_indices=(0, 1, 2, 3),
         drop_path_rate=None,
         routes='cross',
-        ssm_init='mamba',
+        ssm_init=None,
         with_cp=False,
         frozen_stages=-1,
         backend='auto',
@@ -217,9 +232,9 @@ class VMamba(BaseBackbone):
         super().__init__(init_cfg=init_cfg)
         name = type(self).__name__
         check_choice(name, 'routes', routes, PATTERNS)
-        check_choice(name, 'ssm_init', ssm_init, SSM_INITS)
         check_choice(name, 'backend', backend, ('auto', *BACKENDS))
-        spec = architecture(name, arch, ARCHS, 'tiny_s1l8', fields)
+        spec = architecture(name, arch, _ALL_ARCHS, 'tiny_s1l8', fields)
+        ssm_init = self._checked_init(ssm_init, spec, routes)
         check_choice(name, 'stem', spec['stem'], _STEMS)
         check_choice(name, 'downsample', spec['downsample'], _DOWNSAMPLES)
         self.arch = arch
@@ -235,8 +250,10 @@ class VMamba(BaseBackbone):
         rate = spec['drop_path_rate'] if drop_path_rate is None else drop_path_rate
         last = max(sum(self.depths) - 1, 1)
         drop_paths = [rate * i / last for i in range(sum(self.depths))]
-        ss2d = {key: spec[key] for key in ('d_state', 'ssm_ratio', 'conv_size', 'conv_bias', 'gated')}
-        ss2d.update(routes=routes, init=ssm_init, backend=backend)
+        op, options = HeadsSS2D, {key: spec[key] for key in ('ssm_ratio', 'conv_size', 'conv_bias')}
+        options['init'] = ssm_init
+        if not spec['mamba2']:
+            op, options = SS2D, dict(options, gated=spec['gated'], routes=routes, backend=backend)
 
         self.num_features = [spec['embed_dims'] * 2**i for i in range(stages)]
         self.patch_embed = _STEMS[spec['stem']](in_channels, spec['embed_dims'])
@@ -245,7 +262,7 @@ class VMamba(BaseBackbone):
             dt_rank = math.ceil(channels / 16) if spec['dt_rank'] == 'auto' else spec['dt_rank']
             first = sum(self.depths[:i])
             blocks = [
-                VSSBlock(channels, spec['mlp_ratio'], drop_path, dt_rank=dt_rank, **ss2d)
+                VSSBlock(channels, spec['mlp_ratio'], drop_path, op(channels, spec['d_state'], dt_rank, **options))
                 for drop_path in drop_paths[first : first + self.depths[i]]
             ]
             downsample = _DOWNSAMPLES[spec['downsample']](channels) if i < stages - 1 else None
@@ -253,6 +270,18 @@ class VMamba(BaseBackbone):
         for i in self.out_indices:
             self.add_module(f'outnorm{i}', nn.LayerNorm(self.num_features[i]))
         self._freeze(frozen_stages, stages)
+
+    def _checked_init(self, ssm_init: str | None, spec: dict, routes: str) -> str:
+        """The initialisation, if the rest of the architecture fits its blocks."""
+        name = type(self).__name__
+        ssm_init = ('zero' if spec['mamba2'] else 'mamba') if ssm_init is None else ssm_init
+        check_choice(name, 'ssm_init', ssm_init, SSM_INITS)
+        if spec['mamba2'] and (spec['gated'] or routes != 'cross' or ssm_init == 'mamba'):
+            raise ValueError(
+                f'{name}: mamba2=True with gated={spec["gated"]!r}, routes={routes!r}, ssm_init={ssm_init!r}; expected '
+                f"gated=False, routes='cross', ssm_init='rand' or 'zero'"
+            )
+        return ssm_init
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Number a parameter's layer, for layer-wise decay: 0 for the stem, then block by block, then all behind them.
@@ -355,7 +384,13 @@ def _measure(state_dict) -> dict | None:
     blocks = {m.groups() for m in map(re.compile(r'layers\.(\d+)\.blocks\.(\d+)\.').match, state_dict) if m}
     stages = 1 + max(int(stage) for stage, _ in blocks)
     depths = tuple(sum(int(stage) == i for stage, _ in blocks) for i in range(stages))
-    return dict(embed_dims=channels, depths=depths, ssm_ratio=inner / channels, d_state=states)
+    measures = dict(embed_dims=channels, depths=depths, ssm_ratio=inner / channels, d_state=states)
+    skips = state_dict.get('layers.0.blocks.0.op.Ds')
+    if skips is None or skips.ndim != 3:
+        return measures
+    heads = states  # Mamba-2 has one decay a head, whatever its states
+    rows = state_dict['layers.0.blocks.0.op.x_proj_weight'].shape[1]
+    return dict(measures, d_state=(rows - heads) // 2, mamba2=True)
 
 
-checkpoints.register(checkpoints.Family('vmamba', 'VMamba', ARCHS, _measure, _translate))
+checkpoints.register(checkpoints.Family('vmamba', 'VMamba', _ALL_ARCHS, _measure, _translate))
