@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.optim import build_optim_wrapper
@@ -14,11 +15,13 @@ from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
 
+from mmvmamba.analysis import flops
 from mmvmamba.engine.launch import prepare
 
 pytest.importorskip('mmpretrain')
 pytestmark = pytest.mark.filterwarnings('ignore:Detected call of `scheduler.step')  # nothing is trained here
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+METAFILE = yaml.safe_load((CONFIGS / 'metafile.yml').read_text())['Models']
 STEPS = 120  # an epoch; the 1251 of ImageNet take ten times as long and were tried
 SHAPES = [(375, 500), (500, 375), (256, 256), (100, 333), (601, 257)]  # height, width
 
@@ -277,3 +280,35 @@ def test_linear_probe_trains_its_linear_layer_alone():
     assert moved == ['head.fc.weight', 'head.fc.bias']
     assert before['head.fc.weight'].std().item() == pytest.approx(0.01, rel=0.1)
     assert cfg.auto_scale_lr.base_batch_size == 8 * cfg.train_dataloader.batch_size == 4096
+
+
+@pytest.mark.parametrize('name', ['vmamba_v0_t', 'fastvim_t'])
+def test_counts_of_the_metafile(name):
+    """By the published rules; all of VMamba are counted in test_analysis."""
+    row = next(row for row in METAFILE if row['Name'] == name)
+    counted = flops.complexity(MODELS.build(load(name).model), torch.rand(1, 3, 224, 224))
+    assert (counted.parameters, counted.flops) == (row['Metadata']['Parameters'], row['Metadata']['FLOPs'])
+
+
+@pytest.mark.parametrize('name, dense', [('vmamba_t', 'maskrcnn_vmamba_t'), ('fastvim_t', 'upernet_fastvim_t')])
+def test_a_classifier_trained_here_starts_a_detector_or_segmentor(name, dense, tmp_path):
+    """By the one entry that configs/README.md names; what validation saw is taken, the averaged weights."""
+    _, model, _ = narrow(name)
+    averaged = model.state_dict()
+    raw = {f'module.{key}': value + 1 for key, value in averaged.items()}
+    path = tmp_path / 'best_accuracy_top1_epoch_300.pth'
+    torch.save(dict(meta=dict(epoch=300), state_dict=averaged, ema_state_dict=raw | dict(steps=torch.tensor(7))), path)
+    backbone = Config.fromfile(CONFIGS / f'{dense}.py').model.backbone
+    backbone.update(dict(embed_dims=8, depths=(1, 1, 1, 1)) if name == 'vmamba_t' else dict(embed_dims=64, depth=2))
+    if name == 'fastvim_t':
+        backbone.update(out_indices=(0, 1))
+    backbone.init_cfg.checkpoint = str(path)
+    backbone = MODELS.build(backbone)
+    backbone.init_weights()
+    start = backbone.state_dict()
+    taken = [key for key in start if not key.startswith('outnorm') and f'backbone.{key}' in averaged]
+    others = [key for key in start if key not in taken and not key.startswith('outnorm')]
+    assert all(torch.equal(start[key], averaged[f'backbone.{key}']) for key in taken if key != 'pos_embed')
+    # RMSNorm has no bias
+    assert all(re.fullmatch(r'layers\.\d+\.norm\.bias', key) and not start[key].any() for key in others)
+    assert len(taken) > 30

@@ -20,6 +20,7 @@ val_dataloader = dict(
         _scope_='mmpretrain',
         data_root=data_root,
         data_prefix='val',
+        test_mode=True,
         pipeline={{_base_.test_pipeline}},
     )
 )

@@ -58,7 +58,14 @@ val_dataloader = dict(
     persistent_workers=True,
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type=dataset_type, _scope_='mmpretrain', data_root=data_root, split='val', pipeline=test_pipeline),
+    dataset=dict(
+        type=dataset_type,
+        _scope_='mmpretrain',
+        data_root=data_root,
+        split='val',
+        test_mode=True,
+        pipeline=test_pipeline,
+    ),
 )
 test_dataloader = val_dataloader
 
