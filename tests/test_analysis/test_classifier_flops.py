@@ -85,16 +85,10 @@ def test_larger_images(arch):
 
 @pytest.mark.parametrize(
     ('arch', 'pool', 'billions'),
-    [
-        ('tiny', 'mean', 1.15),
-        ('tiny', None, 1.82),
-        ('small', 'mean', 4.40),
-        ('small', None, 5.90),
-        ('base', 'mean', 17.17),
-    ],
+    [('tiny', 'mean', 1.15), ('tiny', None, 1.82), ('base', 'mean', 17.17)],
 )
 def test_fastvim(arch, pool, billions):
-    """Nobody publishes these: the figures that an independent count by the same rules reached, the mean of tokens in."""
+    """Nobody publishes these: the figures of an independent count by the same rules."""
     width = FASTVIMS[arch]['embed_dims']
     theirs = dict(embed_dim=width, depth=24, num_classes=_CLASSES, collapse_method=pool)
     assert round(count(golden_runs.classifier_config(theirs, arch=arch), 224, 224).flops / 1e9, 2) == billions

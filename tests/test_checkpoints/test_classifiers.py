@@ -132,6 +132,10 @@ def test_another_number_of_classes():
     report = checkpoints.load(parameters, model, fresh_heads=True)
     assert report.fresh == ['head.fc.weight', 'head.fc.bias']
     assert torch.equal(model.backbone.outnorm3.weight, parameters['classifier.norm.weight'])
+    fitted, _ = checkpoints.fit(
+        {'model': parameters}, model, 'file', fresh_heads=True, backbone_alone=True
+    )  # load_from
+    assert set(model.state_dict()) - set(fitted) == {'head.fc.weight', 'head.fc.bias'}
 
 
 def dense(name, theirs, **options):
