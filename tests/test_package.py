@@ -92,14 +92,17 @@ def test_every_config_is_found_by_name(site, tmp_path):
         "rows = yaml.safe_load((home / metafile).read_text())['Models']\n"
         "for row in rows: Config.fromfile(home / row['Config'])\n"
         "names = {row['Name'] for row in rows}\n"
-        "assert names == {path.stem for path in (home / 'configs').glob('*.py')}\n"
+        "folders = home / 'configs', home / 'configs/imagenet'\n"
+        "assert names == {path.stem for folder in folders for path in folder.glob('*.py')}\n"
         "assert set(BaseInferencer.list_models('mmvmamba')) == names\n"
         'print(len(names))\n',
         tmp_path,
         site,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout.split()[-1]) == len(list((ROOT / 'configs').glob('*.py')))
+    assert int(done.stdout.split()[-1]) == sum(
+        len(list(folder.glob('*.py'))) for folder in (ROOT / 'configs', ROOT / 'configs/imagenet')
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 from mmengine.analysis import FlopAnalyzer, parameter_count
-from mmengine.analysis.jit_handles import get_shape
+from mmengine.analysis.jit_handles import get_shape, norm_flop_counter
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
@@ -70,6 +70,7 @@ _HANDLERS = {
     'mmvmamba::ss2d': _ss2d,
     'mmvmamba::selective_scan': _selective_scan,
     'mmvmamba::pooled_scan': _pooled_scan,
+    'aten::rms_norm': norm_flop_counter(2),  # as LayerNorm
     **dict.fromkeys(('aten::gelu', 'aten::silu', 'aten::relu', 'aten::sigmoid', 'aten::softmax', 'aten::max_pool2d')),
 }
 

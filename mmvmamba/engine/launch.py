@@ -125,8 +125,9 @@ def _is_first_process(cfg: Config) -> bool:
 def prepare(cfg: Config, launcher: str, work_dir: str | None) -> None:
     """Fit a config to this machine: work folder, launcher, and what a CPU or a single process cannot do.
 
-    Synchronised batch norm needs several processes on GPUs and becomes plain batch norm elsewhere; NCCL becomes gloo
-    on a CPU. Both are said in the log. COCO's figures are computed by the faster of two ways that are equal.
+    Synchronised batch norm needs several processes on GPUs and becomes plain batch norm elsewhere, which the log says;
+    on a CPU NCCL becomes gloo, and mixed precision our wrapper. COCO's figures are computed by the faster of two ways
+    that are equal.
     """
     evaluate_faster(cfg)
     cfg.launcher = launcher
@@ -137,6 +138,9 @@ def prepare(cfg: Config, launcher: str, work_dir: str | None) -> None:
     cuda = torch.cuda.is_available()
     if not cuda and launcher != 'none':
         _share_on_cpus(cfg)
+    wrapper = cfg.get('optim_wrapper') or {}
+    if not cuda and is_type(wrapper.get('type'), 'AmpOptimWrapper', OPTIM_WRAPPERS):  # mmengine's insists on a GPU
+        enable_amp(cfg, 'bf16' if wrapper.get('dtype') == 'bfloat16' else 'fp16')
     if launcher == 'none' or not cuda:
         # with sync_bn mmengine makes a model's plain ones synchronised
         asked = [holder.pop('sync_bn', None) for holder in (cfg, cfg.get('strategy') or {})]

@@ -17,14 +17,7 @@ def _layer_of_fastvim(backbone: FastVim, name: str) -> int:
 
 
 def _layer_of_vmamba(backbone: VMamba, name: str) -> int:
-    parts = name.split('.')
-    depths = [len(stage.blocks) for stage in backbone.layers]
-    if parts[0] == 'layers':
-        stage = int(parts[1])
-        if parts[2] == 'downsample':  # goes with the first block behind it
-            return sum(depths[: stage + 1]) + 1
-        return sum(depths[:stage]) + int(parts[3]) + 1
-    return 0 if parts[0] == 'patch_embed' else sum(depths) + 1
+    return backbone.get_layer_depth(name)[0]
 
 
 _LAYER_OF = {FastVim: _layer_of_fastvim, VMamba: _layer_of_vmamba}

@@ -10,7 +10,7 @@ from torch import nn
 
 from mmvmamba import checkpoints
 from mmvmamba.models import VMamba
-from mmvmamba.models.backbones.vmamba import ARCHS
+from mmvmamba.models.backbones.vmamba import ARCHS, MAMBA2_ARCHS
 
 
 def test_mismatches_are_listed_up_to_twenty():
@@ -72,7 +72,7 @@ def test_wrong_architecture_is_named():
         checkpoints.load(weights, model)
 
 
-@pytest.mark.parametrize('arch', ARCHS)
+@pytest.mark.parametrize('arch', {**ARCHS, **MAMBA2_ARCHS})
 def test_every_published_architecture_is_recognised(arch):
     with torch.device('meta'):
         assert checkpoints.architecture(VMamba(arch).state_dict()) == f'VMamba {arch}'

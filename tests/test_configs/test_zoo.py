@@ -18,10 +18,14 @@ CONFIGS = ROOT / 'configs'
 CONTENT = yaml.safe_load((CONFIGS / 'metafile.yml').read_text())
 METAFILE = {row['Name']: row for row in CONTENT['Models']}
 BACKBONES = {row['Name']: row for row in CONTENT['Backbones']}
+CLASSIFIERS = [name for name, row in METAFILE.items() if row['Config'].startswith('configs/imagenet/')]
+DENSE = [name for name in METAFILE if name not in CLASSIFIERS]  # detectors and segmentors
 # With which file of an ImageNet classifier the published training of each config began, by the authors' own configs and
 # notes; of configs that nobody has published, the file with which ours begins.
 STARTED_FROM = {
-    'vssm1_tiny_0230s_ckpt_epoch_264.pth': 'maskrcnn_vmamba_t maskrcnn_vmamba_t_3x upernet_vmamba_t',
+    'vssm1_tiny_0230s_ckpt_epoch_264.pth': (
+        'maskrcnn_vmamba_t maskrcnn_vmamba_t_3x upernet_vmamba_t linear_probe_vmamba_t finetune_vmamba_t'
+    ),
     'vssm_tiny_0230_ckpt_epoch_262.pth': 'maskrcnn_vmamba_t_s2l5 upernet_vmamba_t_s2l5',
     'vssm_small_0229_ckpt_epoch_222.pth': (
         'maskrcnn_vmamba_s maskrcnn_vmamba_s_3x upernet_vmamba_s upernet_vmamba_s_640'
@@ -30,13 +34,22 @@ STARTED_FROM = {
     'vssmtiny_dp01_ckpt_epoch_292.pth': 'maskrcnn_vmamba_v0_t upernet_vmamba_v0_t',
     'vssmsmall_dp03_ckpt_epoch_238.pth': 'maskrcnn_vmamba_v0_s upernet_vmamba_v0_s',
     'vssmbase_dp05_ckpt_epoch_260.pth': 'maskrcnn_vmamba_v0_b upernet_vmamba_v0_b',
-    'FastVim_tiny.ckpt': 'cascade_fastvim_t maskrcnn_fastvim_t upernet_fastvim_t',
+    'FastVim_tiny.ckpt': 'cascade_fastvim_t maskrcnn_fastvim_t upernet_fastvim_t finetune_fastvim_t',
     'FastVim_small.ckpt': 'cascade_fastvim_s maskrcnn_fastvim_s upernet_fastvim_s',
     'FastVim_base.ckpt': 'cascade_fastvim_b maskrcnn_fastvim_b upernet_fastvim_b',
     'vim_s_midclstok_80p5acc.pth': 'cascade_vim_s',
 }
-NOBODYS = ['maskrcnn_fastvim_t', 'maskrcnn_fastvim_s', 'maskrcnn_fastvim_b', 'upernet_vmamba_s_640']  # no whole model
-HEADS = {'MaskRCNN': 'Mask R-CNN', 'CascadeRCNN': 'Cascade Mask R-CNN', 'EncoderDecoder': 'UPerNet'}
+FROM_SCRATCH = [name for name in CLASSIFIERS if not name.startswith(('finetune_', 'linear_probe_'))]
+NOBODYS = [  # no whole model
+    *('maskrcnn_fastvim_t', 'maskrcnn_fastvim_s', 'maskrcnn_fastvim_b', 'upernet_vmamba_s_640'),
+    *('linear_probe_vmamba_t', 'finetune_vmamba_t', 'finetune_fastvim_t'),
+]
+HEADS = {
+    'MaskRCNN': 'Mask R-CNN',
+    'CascadeRCNN': 'Cascade Mask R-CNN',
+    'EncoderDecoder': 'UPerNet',
+    'ImageClassifier': 'Linear classifier',
+}
 NUMBER = re.compile(r'\d+(?:\.\d+)?')
 
 
@@ -55,7 +68,7 @@ def page():
         cells = [cell.strip() for cell in line.strip('|').split('|')]
         if cells[0] == 'config':
             titles = cells
-        elif match := re.fullmatch(r'`(\w+)\.py`', cells[0]):
+        elif match := re.fullmatch(r'`(?:imagenet/)?(\w+)\.py`', cells[0]):
             assert match.group(1) not in found, f'{match.group(1)} has two rows'
             found[match.group(1)] = dict(zip(titles, cells, strict=True))
     return found
@@ -71,11 +84,18 @@ def published(row):
 
 
 def test_every_config_has_a_row_in_both_and_in_the_same_order():
-    assert set(METAFILE) == {path.stem for path in CONFIGS.glob('*.py')}
+    paths = [path for folder in (CONFIGS, CONFIGS / 'imagenet') for path in folder.glob('*.py')]
+    assert {name: row['Config'] for name, row in METAFILE.items()} == {
+        path.stem: str(path.relative_to(ROOT)) for path in paths
+    }
     assert list(page()) == list(METAFILE)
 
 
-@pytest.mark.parametrize('name', METAFILE)
+def text_of(name):
+    return (ROOT / METAFILE[name]['Config']).read_text()
+
+
+@pytest.mark.parametrize('name', DENSE)
 def test_page_and_metafile_agree(name):
     row, cells = METAFILE[name], page()[name]
     meta = row['Metadata']
@@ -89,6 +109,42 @@ def test_page_and_metafile_agree(name):
     shown_links = re.findall(r'\]\[(\w+)\]', cells['published weights'])
     assert shown_links == [row['Starts From']] + [name] * bool(row['Weights'])
     assert [links()[label] for label in shown_links] == [published_files()[label].address for label in shown_links]
+
+
+@pytest.mark.parametrize('name', CLASSIFIERS)
+def test_page_and_metafile_agree_on_classifiers(name):
+    row, cells = METAFILE[name], page()[name]
+    meta = row['Metadata']
+    numbers = {title: [float(n) for n in NUMBER.findall(cell)] for title, cell in cells.items()}
+    assert numbers['published top-1'] == published(row)
+    assert cells['ours'] == row['Ours']
+    assert cells['counted M / G'] == f'{meta["Parameters"] / 1e6:.1f} / {meta["FLOPs"] / 1e9:.2f}'
+    for title, keys in (
+        ('published M / G', ('Published Parameters (M)', 'Published FLOPs (G)')),
+        (
+            'published img/s, inference / training',
+            ('Published Throughput (img/s, A100)', 'Published Training Throughput (img/s, A100)'),
+        ),
+    ):
+        assert numbers[title] == [meta[key] for key in keys if key in meta]
+    whole = bool(row['Weights'])
+    entry = row['Same File As' if whole else 'Starts From']
+    assert cells['published weights'] == f'[{"whole" if whole else "backbone"}][{entry}]'
+    assert links()[entry] == published_files()[entry].address
+    if whole:
+        assert row['Weights'] == BACKBONES[entry]['Weights']
+        assert published(row) == [BACKBONES[entry]['Published top-1']]
+        assert row['Metadata']['Training Data'] == BACKBONES[entry]['Training Data']
+
+
+@pytest.mark.parametrize('name', CLASSIFIERS)
+def test_counts_of_classifiers_are_the_published_ones(name):
+    meta = METAFILE[name]['Metadata']
+    if 'Published FLOPs (G)' in meta:
+        assert round(meta['FLOPs'] / 1e9, 2) == meta['Published FLOPs (G)']
+        assert round(meta['Parameters'] / 1e6, 1) == meta['Published Parameters (M)']
+    elif 'Published Parameters (M)' in meta:
+        assert round(meta['Parameters'] / 1e6) == meta['Published Parameters (M)']
 
 
 @pytest.mark.parametrize('name', METAFILE)
@@ -111,17 +167,20 @@ def test_metafile_agrees_with_the_config_and_what_it_builds(name, tmp_path):
     assert meta['Batch Size'] == cfg.auto_scale_lr.base_batch_size
     length = {'Epochs': cfg.train_cfg.get('max_epochs'), 'Iterations': cfg.train_cfg.get('max_iters')}
     assert {key: meta.get(key) for key in length} == length
-    assert meta['Training Data'] == {'mmdet': 'COCO 2017', 'mmseg': 'ADE20K'}[cfg.default_scope]
+    data = {'mmdet': 'COCO 2017', 'mmseg': 'ADE20K', 'mmpretrain': 'ImageNet-1K'}[cfg.default_scope]
+    assert meta['Training Data'] == ('images of your own' if name.startswith('finetune_') else data)
     written_to = f'weights/{backbone.type.lower()}_{backbone.arch}.safetensors'
-    assert row['Convert'] == f'python tools/convert_checkpoint.py mmvmamba://{row["Starts From"]} {written_to}'
-    assert backbone.init_cfg == dict(type='Pretrained', checkpoint=f'mmvmamba://{row["Starts From"]}')
-    weights = BACKBONES[row['Starts From']]
+    entry = row.get('Starts From') or row['Same File As']
+    assert row['Convert'] == f'python tools/convert_checkpoint.py mmvmamba://{entry} {written_to}'
+    start = None if name in FROM_SCRATCH else dict(type='Pretrained', checkpoint=f'mmvmamba://{entry}')
+    assert backbone.get('init_cfg') == start
+    weights = BACKBONES[entry]
     assert (weights['In Collection'], weights['Architecture']) == (family, backbone.arch)
 
 
 @pytest.mark.parametrize('name', METAFILE)
 def test_published_figures_in_config_and_metafile_agree(name):
-    said = re.search(r'[Pp]ublished: ([^(]*)', (CONFIGS / f'{name}.py').read_text().split('_base_')[0])
+    said = re.search(r'[Pp]ublished: ([^(]*)', text_of(name).split('_base_')[0])
     if said:
         in_config = [float(n) for n in re.findall(r'\d+\.\d+', said.group(1).split(', with')[0])]
         assert in_config == published(METAFILE[name])[: len(in_config)]
@@ -153,22 +212,30 @@ def test_nothing_is_claimed_as_ours():
     assert {row['Ours'] for row in METAFILE.values()} == {'not trained by us'}
 
 
-@pytest.mark.parametrize('name', METAFILE)
+@pytest.mark.parametrize('name', FROM_SCRATCH)
+def test_classifiers_start_from_scratch_as_published(name):
+    assert not list(pretrained(Config.fromfile(ROOT / METAFILE[name]['Config']).model))
+    assert 'from scratch as published' in re.sub(r'\n# ', ' ', text_of(name))
+
+
+@pytest.mark.parametrize('name', [name for name in METAFILE if name not in FROM_SCRATCH])
 def test_training_starts_from_what_the_published_figure_started_from(name):
     (file,) = (file for file, names in STARTED_FROM.items() if name in names.split())
-    model = Config.fromfile(CONFIGS / f'{name}.py').model
+    model = Config.fromfile(ROOT / METAFILE[name]['Config']).model
     ((entry, of_the_backbone),) = pretrained(model)
     assert entry.checkpoint == f'mmvmamba://{METAFILE[name]["Starts From"]}'
     assert of_the_backbone
     assert published_files()[METAFILE[name]['Starts From']].file == file
-    said = (CONFIGS / f'{name}.py').read_text()
+    said = text_of(name)
     assert f"init_cfg=dict(type='Pretrained', checkpoint='mmvmamba://{METAFILE[name]['Starts From']}')" in said
 
 
 @pytest.mark.parametrize('path', sorted((CONFIGS / 'demo').glob('*.py')), ids=lambda path: path.stem)
 def test_demos_start_from_scratch_and_say_so(path):
-    assert not list(pretrained(Config.fromfile(path).model))
-    assert 'from scratch: nobody publishes weights of this size' in path.read_text()
+    cfg = Config.fromfile(path)
+    assert not list(pretrained(cfg.model))
+    if cfg.default_scope != 'mmpretrain':  # where the recipes start from weights
+        assert 'from scratch: nobody publishes weights of this size' in path.read_text()
 
 
 @pytest.mark.parametrize('path', sorted((CONFIGS / 'distributed').glob('*.py')), ids=lambda path: path.stem)
@@ -178,8 +245,8 @@ def test_distributed_examples_start_as_what_they_share(path):
 
 
 def test_every_published_file_has_one_name_and_a_place_where_it_was_read():
-    files = [entry.file for entry in published_files().values()]
-    assert len(files) == len(set(files)) == len(published_files())
+    files = [entry.file for name, entry in published_files().items() if name not in CLASSIFIERS]
+    assert len(files) == len(set(files)) == len(published_files()) - len(FROM_SCRATCH), 'classifiers have a second one'
     listed = [row for section in ('Backbones', 'Further Models') for row in CONTENT[section]]
     assert all(row['Listed In'] for row in listed)
     names = [row['Name'] for row in (*listed, *METAFILE.values())]

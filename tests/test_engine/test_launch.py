@@ -5,7 +5,7 @@ import torch
 from mmcv.ops import SyncBatchNorm
 from mmengine.config import Config, ConfigDict
 from mmengine.model import MMDistributedDataParallel, MMFullyShardedDataParallel
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
 
 from mmvmamba.engine import launch
 
@@ -142,6 +142,23 @@ def test_amp_sets_the_wrapper(monkeypatch):
         launch.enable_amp(Config(dict(optim_wrapper=dict(type='OptimWrapper'))), 'fp8')
     with pytest.raises(ValueError, match=r"optim_wrapper\.type is 'ApexOptimWrapper'"):
         launch.enable_amp(Config(dict(optim_wrapper=dict(type='ApexOptimWrapper'))), 'fp16')
+
+
+@pytest.mark.parametrize('dtype, scaled', [('float16', True), ('bfloat16', False)])
+def test_a_config_in_mixed_precision_trains_on_a_cpu(dtype, scaled, monkeypatch, tmp_path):
+    """mmengine's wrapper insists on a GPU."""
+    wrapper = dict(type='AmpOptimWrapper', dtype=dtype, loss_scale='dynamic', optimizer=dict(type='SGD', lr=0.1))
+    for gpu, expected in ((True, wrapper), (False, None)):
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda gpu=gpu: gpu)
+        cfg = Config(dict(model=dict(), optim_wrapper=wrapper))
+        launch.prepare(cfg, 'none', str(tmp_path))
+        if expected is not None:
+            assert cfg.optim_wrapper == expected
+    assert cfg.optim_wrapper.type == 'mmvmamba.CpuAmpOptimWrapper'
+    assert (cfg.optim_wrapper.dtype, cfg.optim_wrapper.loss_scale) == (dtype, dict(enabled=scaled))
+    built = build_optim_wrapper(torch.nn.Linear(2, 2), cfg.optim_wrapper)
+    with built.optim_context(torch.nn.Linear(2, 2)):
+        assert torch.mm(torch.ones(1, 1), torch.ones(1, 1)).dtype == getattr(torch, dtype)
 
 
 def test_tta_wraps_the_model_and_says_what_is_missing():

@@ -4,9 +4,9 @@ import contextlib
 
 import pytest
 import torch
-from golden_runs import VMAMBAS, check_backbone
+from golden_runs import VMAMBAS, check_backbone, check_classifier
 from mmvmamba.kernels.testing import assert_close
-from triton_runs import DEVICE, FLOAT32, INTERPRETED, MARKS
+from triton_runs import DEVICE, FLOAT32, INTERPRETED, LOGITS, MARKS
 
 from mmvmamba.models import VMamba
 
@@ -27,6 +27,11 @@ def exact_convolutions():
 @pytest.mark.parametrize('name', VMAMBAS)
 def test_golden_backbone(name, data_dir):
     check_backbone(data_dir / f'vmamba_{name}.safetensors', 'triton', FLOAT32, FLOAT32, DEVICE)
+
+
+def test_golden_classifier(data_dir):
+    pytest.importorskip('mmpretrain')
+    check_classifier(data_dir / 'cls_vmamba.safetensors', 'triton', LOGITS, FLOAT32, DEVICE)
 
 
 def network(**changes) -> VMamba:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from golden_runs import FASTVIMS, check_backbone
+from golden_runs import CLASSIFIERS, FASTVIMS, check_backbone, check_classifier
 from mmvmamba.kernels import dispatch
 from mmvmamba.kernels.testing import (
     assert_close,
@@ -10,7 +10,7 @@ from mmvmamba.kernels.testing import (
     pooled_scan_by_name,
     pooled_scan_inputs,
 )
-from triton_runs import DEVICE, FLOAT32, INTERPRETED, MARKS, TOLERANCES
+from triton_runs import DEVICE, FLOAT32, INTERPRETED, LOGITS, MARKS, TOLERANCES
 
 numerics = pytest.importorskip('mmvmamba.kernels.shared_triton.numerics')
 launch = pytest.importorskip('mmvmamba.kernels.shared_triton.launch')
@@ -220,3 +220,9 @@ def test_auto_leaves_the_interpreter_alone(monkeypatch):
 def test_golden_backbone(name, data_dir):
     with torch.backends.cudnn.flags(allow_tf32=False):
         check_backbone(data_dir / f'{name}.safetensors', 'triton', FLOAT32, FLOAT32, DEVICE)
+
+
+@pytest.mark.parametrize('name', [name for name in CLASSIFIERS if name != 'cls_vmamba'])
+def test_golden_classifier(name, data_dir):
+    pytest.importorskip('mmpretrain')
+    check_classifier(data_dir / f'{name}.safetensors', 'triton', LOGITS, FLOAT32, DEVICE)

@@ -22,8 +22,13 @@ TINY = {
 SMALLEST = {VMamba: 4, FastVim: 16}
 DEPTH = {VMamba: 4, FastVim: 3}
 VARIANTS = {
-    VMamba: (dict(), dict(arch='tiny_v0'), dict(routes='cascade')),
-    FastVim: (dict(), dict(pool='max', norm='RMS'), dict(pool=None, norm_after_scan=False)),
+    VMamba: (dict(), dict(arch='tiny_v0'), dict(routes='cascade'), dict(arch='tiny_m2', d_state=4)),
+    FastVim: (
+        dict(),
+        dict(pool='max', norm='RMS'),
+        dict(pool=None, norm_after_scan=False),
+        dict(pool=None, out_type='cls_token', out_indices=None),
+    ),
 }
 TOLERANCE = {torch.float64: 1e-5, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 
@@ -95,7 +100,7 @@ def test_bad_images(backbone, shape, dtype, error, words):
 
 
 @pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
-@pytest.mark.parametrize('variant', range(3))
+@pytest.mark.parametrize('variant', range(4))
 def test_default_dtype(backbone, variant, dtype, default_dtype):
     """Models are built and run in it; those of another dtype do not notice it."""
     arguments = dict(TINY[backbone], **VARIANTS[backbone][variant])
@@ -126,7 +131,7 @@ def test_converted(backbone, dtype):
         assert_close('out', out.float(), other, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize('variant', range(3))
+@pytest.mark.parametrize('variant', range(4))
 def test_meta_tensors(backbone, variant):
     """Shapes without numbers, forward and backward; and a default device does not reach into a model."""
     arguments = dict(TINY[backbone], **VARIANTS[backbone][variant])

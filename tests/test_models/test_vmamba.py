@@ -9,6 +9,7 @@ from mmvmamba.kernels.testing import assert_close
 
 from mmvmamba.models import VMamba
 from mmvmamba.models.backbones.vmamba import ARCHS
+from mmvmamba.models.layers.ss2d_heads import chunked_scan
 
 TINY = dict(embed_dims=8, depths=(1, 1, 2, 1))
 PUBLISHED = dict(
@@ -44,12 +45,12 @@ def test_names_shapes_and_counts_are_the_published_ones(arch, data_dir):
     assert ARCHS[arch]['drop_path_rate'] == published['official_kwargs']['drop_path_rate']
 
 
-@pytest.mark.parametrize('arch', ['tiny_s1l8', 'tiny_v0'])
+@pytest.mark.parametrize('arch', ['tiny_s1l8', 'tiny_v0', 'tiny_m2'])
 @pytest.mark.parametrize('size', [(4, 4), (5, 4), (4, 37), (33, 47), (64, 64), (7, 129)], ids=str)
 def test_any_size(arch, size):
     model = VMamba(arch, **TINY).eval()
     outs = model(torch.randn(1, 3, *size))
-    height, width = ((s + 3) // 4 for s in size) if arch == 'tiny_s1l8' else (s // 4 for s in size)
+    height, width = (s // 4 for s in size) if arch == 'tiny_v0' else ((s + 3) // 4 for s in size)
     for i, out in enumerate(outs):
         assert out.shape == (1, 8 * 2**i, height, width)
         assert out.isfinite().all()
@@ -63,7 +64,7 @@ def test_empty_batch_gives_empty_maps(arch):
 
 
 @pytest.mark.parametrize('out_indices', [(0,), (1,), (2,), (3,), (0, 2), (1, 3), (0, 1, 2, 3)])
-@pytest.mark.parametrize('arch', ['tiny_s1l8', 'tiny_v0'])
+@pytest.mark.parametrize('arch', ['tiny_s1l8', 'tiny_v0', 'tiny_m2'])
 def test_every_parameter_gets_a_gradient(arch, out_indices):
     model = VMamba(arch, out_indices=out_indices, drop_path_rate=0.0, **TINY)
     outs = model(torch.randn(2, 3, 32, 32))
@@ -127,6 +128,36 @@ def test_ssm_init(scheme):
         assert op.dt_projs_bias.max() <= 0.1
 
 
+@pytest.mark.parametrize('scheme', ['rand', 'zero', None])
+def test_ssm_init_of_mamba2_blocks(scheme):
+    op = VMamba('tiny_m2', ssm_init=scheme, embed_dims=256, depths=(1,), out_indices=(0,)).layers[0].blocks[0].op
+    assert op.Ds.shape == (4, 16, 16)
+    assert (op.Ds == 1).all()
+    assert op.A_logs.std().item() == pytest.approx(1 if scheme == 'rand' else 0, abs=0.25)
+    assert (op.dt_projs_bias.min() < 0) == (scheme == 'rand')
+    assert op.dt_projs_bias.abs().max() < (0.4 if scheme == 'rand' else 0.1)
+
+
+@pytest.mark.parametrize('length', [1, 7, 8, 20])
+def test_chunked_scan_equals_the_recurrence(length):
+    """With gradients, in float64; chunks that the length does not fill included."""
+    shapes = dict(u=(2, length, 3, 4), log_decay=(2, length, 3), Bs=(2, length, 5), Cs=(2, length, 5))
+    inputs = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    inputs['log_decay'] = -inputs['log_decay'].exp()
+    for value in inputs.values():
+        value.requires_grad_()
+    u, log_decay, Bs, Cs = inputs.values()
+    state, expected = 0, []
+    for t in range(length):
+        state = log_decay[:, t].exp()[..., None, None] * state + torch.einsum('brp,bn->brpn', u[:, t], Bs[:, t])
+        expected.append(torch.einsum('brpn,bn->brp', state, Cs[:, t]))
+    outs = chunked_scan(*inputs.values(), chunk=8), torch.stack(expected, dim=1)
+    torch.testing.assert_close(*outs)
+    weight = torch.randn_like(outs[0])
+    grads = [torch.autograd.grad((out * weight).sum(), list(inputs.values())) for out in outs]
+    torch.testing.assert_close(*grads)
+
+
 def test_without_depthwise_convolution():
     model = VMamba(conv_size=0, **TINY)
     assert not [name for name, _ in model.named_parameters() if 'conv2d' in name]
@@ -147,6 +178,10 @@ def test_without_depthwise_convolution():
         (dict(out_indices=(1, 0)), ValueError, r'out_indices=\(1, 0\)'),
         (dict(frozen_stages=5), ValueError, 'frozen_stages=5; expected -1 to 4'),
         (dict(conv_size=2), ValueError, 'conv_size=2; expected an odd number'),
+        (dict(arch='tiny_m2', ssm_init='mamba'), ValueError, "ssm_init='mamba'; expected .*ssm_init='rand' or 'zero'"),
+        (dict(arch='tiny_m2', routes='bidi'), ValueError, "routes='bidi'.*; expected gated=False, routes='cross'"),
+        (dict(arch='tiny_m2', gated=True), ValueError, 'mamba2=True with gated=True'),
+        (dict(arch='tiny_m2', dt_rank=5), ValueError, '96 inner channels cannot be shared out among 5 heads'),
     ],
 )
 def test_bad_arguments(arguments, error, words):

@@ -10,8 +10,8 @@ param_scheduler = [
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=0.00006, betas=(0.9, 0.999), weight_decay=0.01),
-    # norm_decay_mult finds norms by their class, so those in stems and downsamplings count too
-    paramwise_cfg=dict(
-        norm_decay_mult=0.0, custom_keys={'op.A_logs': dict(decay_mult=0.0), 'op.Ds': dict(decay_mult=0.0)}
-    ),
+    # As the published trainings: no decay where a parameter's name contains `norm`, and nowhere else. So A_logs, Ds,
+    # biases and the norms inside stem and downsamplings are decayed. The rule that the authors of Mamba meant, none for
+    # all norms, A_logs and Ds, is an option: see configs/README.md.
+    paramwise_cfg=dict(custom_keys={'norm': dict(decay_mult=0.0)}),
 )

@@ -3,6 +3,7 @@ _base_ = './ade20k_160k.py'
 
 optim_wrapper = dict(
     paramwise_cfg=dict(
+        norm_decay_mult=0.0,
         custom_keys={
             '_delete_': True,
             'pos_embed': dict(decay_mult=0.0),

@@ -5,6 +5,7 @@ optim_wrapper = dict(
     constructor='mmvmamba.LayerDecayConstructor',
     paramwise_cfg=dict(
         layer_decay_rate=0.837,
+        norm_decay_mult=0.0,
         custom_keys={
             '_delete_': True,
             'pos_embed': dict(decay_mult=0.0),
