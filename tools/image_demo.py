@@ -1,6 +1,7 @@
 """Draw what a detector or a segmentor finds in an image, or what a classifier takes it for; or every image of a folder.
 
-Of a classifier the five likeliest classes are drawn and printed with their probabilities. Files of a folder that cannot be read are named and left out, and the exit code is 1.
+Of a classifier the five likeliest classes are drawn and printed with their probabilities. Files of a folder that cannot
+be read are named and left out, and the exit code is 1.
 
 Example:
     python tools/image_demo.py street.jpg configs/maskrcnn_vmamba_t.py CHECKPOINT --out pictures
@@ -79,15 +80,14 @@ def _classify(cfg, arguments: argparse.Namespace):
     """mmpretrain's inferencer, likewise; the names of the classes are the checkpoint's or else the config's."""
     from mmpretrain import ImageClassificationInferencer
 
-    inferencer = ImageClassificationInferencer(
-        cfg, pretrained=arguments.checkpoint, device=_device(arguments), classes=None
-    )
+    inferencer = ImageClassificationInferencer(cfg, pretrained=arguments.checkpoint, device=_device(arguments))
     if not inferencer.classes:
         named = (source.metainfo().get('classes') for source in sources(cfg, 'test'))
         inferencer.classes = next((classes for classes in named if classes), None)
 
     def draw_one(image: Path) -> None:
-        (sample,) = inferencer(str(image), return_datasamples=True)
+        (batch,) = inferencer.preprocess([str(image)])
+        (sample,) = inferencer.forward(batch)  # a call of the inferencer shows a progress bar an image
         pictures.draw(read_image(image), sample, inferencer.classes, Path(arguments.out, 'vis', image.name))
         found = pictures.likeliest(sample.pred_score)
         said = ', '.join(f'{pictures.name_of(inferencer.classes, label)} {score:.3f}' for label, score in found)

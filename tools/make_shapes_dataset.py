@@ -49,7 +49,7 @@ HUE = dict(zip(THINGS, (0, 72, 144, 216, 288), strict=True))  # typical colours,
 HUE_SPREAD = 50  # degrees; the ranges overlap, so colour hints but only the outline decides
 SUPERSAMPLING = 4
 EMPTY_SHARE, CROWD_SHARE = 0.05, 0.08
-ONE_RADII = (0.22, 0.38)  # of the only shape of a picture, in shorter sides
+ONE_RADII = (0.28, 0.42)  # of the only shape of a picture, in shorter sides
 
 
 @dataclass

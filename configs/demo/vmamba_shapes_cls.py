@@ -29,7 +29,7 @@ model = dict(
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=size, crop_ratio_range=(0.6, 1.0)),
+    dict(type='RandomResizedCrop', scale=size, crop_ratio_range=(0.75, 1.0)),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='PackInputs'),
 ]
@@ -59,8 +59,8 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='Accuracy', topk=(1,))
 test_evaluator = val_evaluator
 
-epochs = 12
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=4)
+epochs = 10
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=5)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 param_scheduler = [

@@ -13,7 +13,17 @@ from mmengine.config import Config
 
 from . import annotations, class_folders, files, label_maps, names
 from .report import DataError, Report
-from .sources import REFUSALS, Metric, Source, in_scope, lists_coco_images, metrics, reads_coco, reads_coco_instances, sources
+from .sources import (
+    REFUSALS,
+    Metric,
+    Source,
+    in_scope,
+    lists_coco_images,
+    metrics,
+    reads_coco,
+    reads_coco_instances,
+    sources,
+)
 
 SAMPLES = 200
 _NAMED = 20  # bad files of one data set

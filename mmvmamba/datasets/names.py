@@ -68,7 +68,9 @@ def against_folders(classes: list[str], folders: list[str]) -> Iterator[tuple[st
         said = '; '.join(f'{what}: {shorten(map(repr, those), 10)}' for what, those in parts if those)
         yield 'error', f'{len(folders)} folders for {len(classes)} names; {said}. {both}'
         return
-    common = [(new, old) for new, old in zip(classes, folders, strict=True) if new != old and {new, old} & (named & there)]
+    common = [
+        (new, old) for new, old in zip(classes, folders, strict=True) if new != old and {new, old} & (named & there)
+    ]
     if common:
         moved = ', '.join(f'images of {old!r} would be called {new!r}' for new, old in common[:3])
         yield (

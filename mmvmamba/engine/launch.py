@@ -32,8 +32,8 @@ _HOW_TO_GET = {
         f'{_SHAPES}, then a config of configs/demo.'
     ),
     'mmpretrain': (
-        'ImageNet-1K (image-net.org) unpacks to data/imagenet/{train,val}, one folder a class in each. For a small set to '
-        f'try: {_SHAPES} --classification, then a config of configs/demo.'
+        'ImageNet-1K (image-net.org) unpacks to data/imagenet/{train,val}, one folder a class in each. For a small set '
+        f'to try: {_SHAPES} --classification, then a config of configs/demo.'
     ),
 }
 TASKS = tuple(_HOW_TO_GET)
@@ -92,7 +92,7 @@ def task_of(cfg: Config) -> str:
     """
     scope = cfg.get('default_scope')
     if scope not in _HOW_TO_GET:
-        raise ValueError(f"default_scope={scope!r} in {cfg.filename}; expected one of {', '.join(map(repr, TASKS))}")
+        raise ValueError(f'default_scope={scope!r} in {cfg.filename}; expected one of {", ".join(map(repr, TASKS))}')
     return scope
 
 
