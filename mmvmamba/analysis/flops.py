@@ -1,8 +1,8 @@
 """Parameters and FLOPs through mmengine's counter, with the operators that our models add to PyTorch's.
 
-Counted as in the published tables: one multiply-add is 1; LayerNorm 5 an element, BatchNorm in evaluation 2, bilinear
-resizing 4, average pooling 1 an input; activations, max pooling and RoIAlign 0. A scan of D channels over L positions is
-D * L * (9 N + 1); the projections that a fused operator hides count like linears.
+Counted as in the published tables: one multiply-add is 1; LayerNorm 5 an element, BatchNorm in evaluation 2,
+bilinear resizing 4, average pooling 1 an input; activations, max pooling and RoIAlign 0. A scan of D channels over L
+positions is D * L * (9 N + 1); the projections that a fused operator hides count like linears.
 """
 
 import contextlib

@@ -154,6 +154,18 @@ def test_fine_tuning_on_other_classes(trained, folders, tmp_path, capsys):
     assert [line.strip() for line in listed] == ['head.fc.weight', 'head.fc.bias']
 
 
+def test_top1_over_sizes(trained, capsys):
+    path, work = trained
+    options = ['--sides', '32', '64', '--linear-probe', '--epochs', '2']
+    tool = load_tool('analysis/resolution')
+    assert tool.main([path, str(work / 'epoch_2.pth'), *options]) == 0
+    header, _, *rows = capsys.readouterr().out.strip().splitlines()[-4:]
+    assert 'top-1, new linear layer' in header
+    assert [row.split('|')[1].strip() for row in rows] == ['32', '64']
+    assert tool.main([DETECTION, str(work / 'epoch_2.pth')]) == 2
+    assert 'is no classifier' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('task', [DETECTION, SEGMENTATION], ids=['detector', 'segmentor'])
 def test_pretrain_then_detect(task, trained, shapes, tmp_path):
     """A classifier of ours is the backbone of a detector and a segmentor, by `init_cfg` alone, strictly."""
