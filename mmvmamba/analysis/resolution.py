@@ -2,8 +2,8 @@
 
 The published protocol: the short side is resized to int(256 / 224 * size), bicubic, the centre of `size` is cut out,
 the weights stay. For the second figure a fresh linear layer alone is trained on the features of that size: weights of
-N(0, 0.01), a bias of 0, SGD with momentum 0.9 and no decay, batches of 4096, 30 epochs, a cosine to 0 over the steps. Ours
-takes the features of the training images once, without augmentation.
+N(0, 0.01), a bias of 0, SGD with momentum 0.9 and no decay, batches of 4096, 30 epochs, a cosine to 0 over the steps.
+Ours takes the features of the training images once, without augmentation.
 """
 
 import copy
