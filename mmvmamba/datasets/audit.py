@@ -87,7 +87,9 @@ class _Audit:
     """One look at a config's data."""
 
     def __init__(self, cfg: Config, samples: int, hand_over: bool):
-        self.model, self.samples, self.hand_over = cfg.get('model') or {}, samples, hand_over
+        self.model, self.samples, self.hand_over = dict(cfg.get('model') or {}), samples, hand_over
+        if cfg.get('data_preprocessor'):  # where mmpretrain's own configs have it
+            self.model.setdefault('data_preprocessor', cfg.data_preprocessor)
         self.report = Report()
         self.trained: list[list[str]] = []  # names of the training sets
         self.class_folders: list[list[str]] = []  # and their folders, where each is a class

@@ -63,6 +63,8 @@ def test_heads_and_preprocessor_are_compared_with_names_and_with_folders(root):
     cfg = config(root)
     cfg.model.data_preprocessor.num_classes = 1000
     assert said(cfg)[0].startswith('model.data_preprocessor.num_classes: is 1000, but the dataset names 3')
+    cfg.data_preprocessor = cfg.model.pop('data_preprocessor')
+    assert said(cfg)[0].startswith('model.data_preprocessor.num_classes: is 1000')
 
 
 def test_another_order_of_names_is_refused_with_what_would_come_of_it(root):
