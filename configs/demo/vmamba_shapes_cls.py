@@ -59,7 +59,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='Accuracy', topk=(1,))
 test_evaluator = val_evaluator
 
-epochs = 10
+epochs = 20
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=5)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

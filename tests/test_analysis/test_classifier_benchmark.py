@@ -33,7 +33,7 @@ def test_scale_has_published_points_beside(tmp_path):
         assert not row['note']
         assert all(float(row[key]) > 0 for key in ('parameters M', 'images/s', 'training images/s'))
         assert row['published GFLOPs'] == ''
-    assert (rows[3]['model'], rows[3]['parameters M']) == ('Swin-T', '28.25')  # 28.29 with windows of 7
+    assert (rows[3]['model'], rows[3]['parameters M']) == ('Swin-T', '28.27')  # 28.29 with windows of 7
     assert (tmp_path / 'scale.png').stat().st_size > 5000
     other = str(CONFIG.with_name('upernet_vmamba_shapes.py'))
     with pytest.raises(ValueError, match='no classifier'):
