@@ -7,7 +7,7 @@ export MPLBACKEND ?= Agg
 
 RUN := $(VENV)/bin/python
 
-.PHONY: setup demo demo-seg test lint doctor
+.PHONY: setup demo demo-seg demo-cls test lint doctor
 
 setup:
 	@$(PYTHON) tools/setup_env.py --venv $(VENV) --torch $(TORCH)
@@ -17,6 +17,9 @@ demo: setup
 
 demo-seg: setup
 	@$(RUN) tools/demo.py --config configs/demo/upernet_vmamba_shapes.py $(DEMO)
+
+demo-cls: setup
+	@$(RUN) tools/demo.py --config configs/demo/vmamba_shapes_cls.py $(DEMO)
 
 # Threads that wait leave the cores to the processes that the tests start.
 test: export OMP_WAIT_POLICY ?= PASSIVE

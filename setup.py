@@ -46,7 +46,7 @@ setup(
     python_requires='>=3.10',
     packages=[*find_packages(include=['mmvmamba', 'mmvmamba.*']), *KERNELS],
     package_dir={'mmvmamba': 'mmvmamba', 'mmvmamba.kernels': 'kernels'},
-    package_data={'mmvmamba': ['.mim/*.yml', '.mim/configs/**/*']},
+    package_data={'mmvmamba': ['.mim/*.yml', '.mim/configs/**/*', 'analysis/published.json']},
     install_requires=['torch>=2.4', 'numpy'],
     extras_require={
         'det': DETECTION,

@@ -12,6 +12,7 @@ from mmengine.config import Config, DictAction
 ROOT = Path(__file__).resolve().parents[1]
 DETECTION = 'configs/demo/maskrcnn_vmamba_shapes.py'
 SEGMENTATION = 'configs/demo/upernet_vmamba_shapes.py'
+CLASSIFICATION = 'configs/demo/vmamba_shapes_cls.py'
 
 
 def run_tool(name, *arguments, timeout=300, **environment):
@@ -54,6 +55,14 @@ def tiny(config, shapes):
             'train_cfg.val_interval=2',
             f'val_evaluator.ann_file={annotations}',
             f'test_evaluator.ann_file={annotations}',
+        ]
+    if config == CLASSIFICATION:
+        return [
+            *common,
+            *(f'{root}{shapes}/cls' for root in roots),
+            'model.head.in_channels=64',
+            'train_cfg.max_epochs=2',
+            'train_cfg.val_interval=2',
         ]
     return [
         *common,

@@ -1,6 +1,8 @@
 """Measure speed: ratios within one run, labelled with commit and device.
 
-Example: python tools/benchmark.py kernels --arch tiny_s1l8 --height 224 --width 224
+Examples:
+    python tools/benchmark.py kernels --arch tiny_s1l8 --height 224 --width 224
+    python tools/benchmark.py scale configs/demo/vmamba_shapes_cls.py --sides 224 288 --rivals Swin-T ResNet-50
 """
 
 import argparse
@@ -12,13 +14,17 @@ from pathlib import Path
 import torch
 from mmvmamba.kernels import BACKENDS
 
-from mmvmamba.analysis import benchmark, kernel_benchmark, tables, traffic
+from mmvmamba.analysis import benchmark, classifier_benchmark, kernel_benchmark, tables, traffic
 from mmvmamba.analysis.record import result_of_tests
 from mmvmamba.analysis.timing import machine
 from mmvmamba.models.backbones.fastvim import ARCHS as FASTVIMS
 from mmvmamba.models.backbones.vmamba import ARCHS as VMAMBAS
 
-_MODULES = {'kernels': kernel_benchmark, 'traffic': traffic}
+_MODULES = {
+    'kernels': kernel_benchmark,
+    'traffic': traffic,
+    **dict.fromkeys(('scale', 'routes', 'ssm_init'), classifier_benchmark),
+}
 
 
 def _shape(text: str) -> tuple[int, int, int]:
@@ -35,72 +41,111 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     common.add_argument('--tests', type=Path, metavar='FILE', help="tests.json of gpu_check.sh: the tests' result here")
     common.add_argument('--json', type=Path, metavar='FILE', help='also write the rows and the machine to FILE')
     commands = parser.add_subparsers(dest='command', required=True)
+    for name, (text, add) in _COMMANDS.items():
+        add(commands.add_parser(name, parents=[common], help=text))
+    arguments = parser.parse_args(argv)
+    if arguments.command == 'traffic':
+        _complete_traffic(parser, arguments)
+    return arguments
 
-    kernels = commands.add_parser(
-        'kernels', parents=[common], help='ss2d_norm on every backend that can run here, beside what it replaces'
-    )
+
+def _add_kernels(parser: argparse.ArgumentParser) -> None:
     for name, default in (('height', 128), ('width', 128), ('channels', 96), ('states', 1), ('batch', 1)):
-        kernels.add_argument(f'--{name}', type=int, default=default, help='(default: %(default)s)')
-    kernels.add_argument('--arch', choices=VMAMBAS, help='all blocks of a VMamba on an image of HEIGHT x WIDTH pixels')
-    kernels.add_argument('--dtype', choices=kernel_benchmark.DTYPES, default='fp32', help='(default: %(default)s)')
-    kernels.add_argument('--backends', nargs='+', choices=BACKENDS, help='(default: all that can run here)')
-    kernels.add_argument(
+        parser.add_argument(f'--{name}', type=int, default=default, help='(default: %(default)s)')
+    parser.add_argument('--arch', choices=VMAMBAS, help='all blocks of a VMamba on an image of HEIGHT x WIDTH pixels')
+    parser.add_argument('--dtype', choices=kernel_benchmark.DTYPES, default='fp32', help='(default: %(default)s)')
+    parser.add_argument('--backends', nargs='+', choices=BACKENDS, help='(default: all that can run here)')
+    parser.add_argument(
         '--no-compile', action='store_false', dest='compiled', help='leave torch.compile of the unfused pipeline out'
     )
 
-    cpu = commands.add_parser('cpu', parents=[common], help='VMamba-T on the CPU beside Swin-T and without its scans')
-    cpu.add_argument('--loop', action='store_true', help="also time the reference's loop over positions, once")
-    cpu.add_argument('--loop-training', action='store_true', help='also a training step with that loop (minutes)')
 
-    scaling = commands.add_parser('scaling', parents=[common], help='time and memory over image sizes, with a plot')
-    scaling.add_argument('--sides', type=int, nargs='+', default=[256, 512, 1024, 1536, 2048], help='%(default)s')
-    scaling.add_argument('--plot', type=Path, default=Path('work_dirs/scaling.png'), help='(default: %(default)s)')
+def _add_cpu(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--loop', action='store_true', help="also time the reference's loop over positions, once")
+    parser.add_argument('--loop-training', action='store_true', help='also a training step with that loop (minutes)')
 
-    model = commands.add_parser(
-        'model', parents=[common], help="configs' backbones beside Swin-T, ResNet-50 and ConvNeXt-T, with a plot"
+
+def _add_sides(parser: argparse.ArgumentParser, plot: str, sides: list[int]) -> None:
+    parser.add_argument('--sides', type=int, nargs='+', default=sides, help='of the images (default: %(default)s)')
+    parser.add_argument('--plot', type=Path, default=Path(plot), help='(default: %(default)s)')
+
+
+def _add_scaling(parser: argparse.ArgumentParser) -> None:
+    _add_sides(parser, 'work_dirs/scaling.png', [256, 512, 1024, 1536, 2048])
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('configs', nargs='+', metavar='CONFIG', help='config files')
+    _add_sides(parser, 'work_dirs/model.png', [224, 384, 512, 768, 1024])
+    parser.add_argument('--batch', type=int, default=1, help='images at a time (default: %(default)s)')
+    parser.add_argument('--shapes', type=_shape, nargs='+', metavar='BxHxW', help='batch and size, not only squares')
+    parser.add_argument('--train', action='store_true', help='forward and backward instead of inference')
+    parser.add_argument('--amp', action='store_true', help='autocast to bfloat16')
+    parser.add_argument('--every', action='store_true', help='inference and training, each without and with --amp')
+
+
+def _add_scale(parser: argparse.ArgumentParser) -> None:
+    rivals = list(classifier_benchmark.RIVALS)
+    parser.add_argument('configs', nargs='+', metavar='CONFIG', help='config files of classifiers')
+    _add_sides(parser, 'work_dirs/scale.png', [224, 288, 384, 512, 640, 768])
+    parser.add_argument('--batch', type=int, default=1, help='images at a time (default: %(default)s)')
+    parser.add_argument(
+        '--rivals', nargs='*', choices=rivals, default=rivals, help="mmpretrain's to run beside (default: all of them)"
     )
-    model.add_argument('configs', nargs='+', metavar='CONFIG', help='config files')
-    model.add_argument('--sides', type=int, nargs='+', default=[224, 384, 512, 768, 1024], help='%(default)s')
-    model.add_argument('--plot', type=Path, default=Path('work_dirs/model.png'), help='(default: %(default)s)')
-    model.add_argument('--batch', type=int, default=1, help='images at a time (default: %(default)s)')
-    model.add_argument('--shapes', type=_shape, nargs='+', metavar='BxHxW', help='batch and size, not only squares')
-    model.add_argument('--train', action='store_true', help='forward and backward instead of inference')
-    model.add_argument('--amp', action='store_true', help='autocast to bfloat16')
+    parser.add_argument('--vim', action='store_true', help='beside every FastVim the same network scanning every token')
+    parser.add_argument('--no-training', action='store_false', dest='training', help='inference only')
+    parser.add_argument('--amp', action='store_true', help='train under autocast to bfloat16')
 
-    model.add_argument('--every', action='store_true', help='inference and training, each without and with --amp')
 
-    profile = commands.add_parser('profile', parents=[common], help='where the time of the backbones goes on the CPU')
+def _add_ablation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--side', type=int, default=224, help='of the images (default: %(default)s)')
+    parser.add_argument('--batch', type=int, default=1, help='images at a time (default: %(default)s)')
+
+
+def _add_profile(parser: argparse.ArgumentParser) -> None:
     for name, default in (('height', 800), ('width', 1280)):
-        profile.add_argument(f'--{name}', type=int, default=default, help='(default: %(default)s)')
+        parser.add_argument(f'--{name}', type=int, default=default, help='(default: %(default)s)')
 
-    pooled = commands.add_parser('pooled', parents=[common], help='FastVims beside pool=None, with a plot')
-    pooled.add_argument('--archs', nargs='+', choices=FASTVIMS, default=['tiny'], help='(default: tiny)')
-    pooled.add_argument('--amp', action='store_true', help='autocast to bfloat16')
-    pooled.add_argument('--sides', type=int, nargs='+', default=[224, 512, 768, 1024], help='%(default)s')
-    pooled.add_argument('--backend', default='auto', help='of the scans (default: %(default)s)')
-    pooled.add_argument('--plot', type=Path, default=Path('work_dirs/pooled.png'), help='(default: %(default)s)')
 
-    counted = commands.add_parser(
-        'traffic', parents=[common], help="memory traffic of the Triton kernels, counted in Triton's interpreter"
-    )
-    counted.add_argument('operator', choices=traffic.GOALS, help='a forward pass in bf16')
-    counted.add_argument('--arch', help='whose sizes (default: VMamba tiny_s1l8, FastVim tiny)')
+def _add_pooled(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--archs', nargs='+', choices=FASTVIMS, default=['tiny'], help='(default: tiny)')
+    parser.add_argument('--amp', action='store_true', help='autocast to bfloat16')
+    _add_sides(parser, 'work_dirs/pooled.png', [224, 512, 768, 1024])
+    parser.add_argument('--backend', default='auto', help='of the scans (default: %(default)s)')
+
+
+def _add_traffic(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('operator', choices=traffic.GOALS, help='a forward pass in bf16')
+    parser.add_argument('--arch', help='whose sizes (default: VMamba tiny_s1l8, FastVim tiny)')
     for name in ('height', 'width'):
         sides = ', '.join(f'{side} for {operator}' for operator, side in traffic.SIDES.items())
-        counted.add_argument(f'--{name}', type=int, help=f'(default: {sides})')
-    counted.add_argument('--batch', type=int, default=1, help='images (default: %(default)s)')
-    counted.add_argument(
+        parser.add_argument(f'--{name}', type=int, help=f'(default: {sides})')
+    parser.add_argument('--batch', type=int, default=1, help='images (default: %(default)s)')
+    parser.add_argument(
         '--multiprocessors',
         type=int,
         default=1,
         help='of the GPU, which decides how finely the work is cut (default: %(default)s, which with one image is the '
         'share of a multiprocessor of a GPU that a large batch fills)',
     )
-    counted.add_argument('--pool', choices=traffic.POOLS, default='mean', help='(default: %(default)s)')
-    arguments = parser.parse_args(argv)
-    if arguments.command == 'traffic':
-        _complete_traffic(counted, arguments)
-    return arguments
+    parser.add_argument('--pool', choices=traffic.POOLS, default='mean', help='(default: %(default)s)')
+
+
+_COMMANDS = {
+    'kernels': ('ss2d_norm on every backend that can run here, beside what it replaces', _add_kernels),
+    'cpu': ('VMamba-T on the CPU beside Swin-T and without its scans', _add_cpu),
+    'scaling': ('time and memory over image sizes, with a plot', _add_scaling),
+    'model': ("configs' backbones beside Swin-T, ResNet-50 and ConvNeXt-T, with a plot", _add_model),
+    'scale': (
+        "configs' classifiers over image sizes beside mmpretrain's and published figures, with a plot",
+        _add_scale,
+    ),
+    'routes': ('VMamba-T with every pattern of routes beside published figures', _add_ablation),
+    'ssm_init': ('VMamba-T with every initialisation of its scans beside published figures', _add_ablation),
+    'profile': ('where the time of the backbones goes on the CPU', _add_profile),
+    'pooled': ('FastVims beside pool=None, with a plot', _add_pooled),
+    'traffic': ("memory traffic of the Triton kernels, counted in Triton's interpreter", _add_traffic),
+}
 
 
 def _complete_traffic(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:

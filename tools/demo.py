@@ -22,6 +22,7 @@ from mmengine.config import Config
 
 TOOLS = Path(__file__).resolve().parent
 DATA = Path('data/shapes')  # the demo configs name it
+CLASSIFICATION = ('--classification', '--train', 2500, '--val', 250, '--size', 72)  # pictures of its own
 DETECTION = 'configs/demo/maskrcnn_vmamba_shapes.py'
 STEPS = 3
 BAR = 24  # characters
@@ -37,8 +38,9 @@ METRICS = {
     'mIoU': 'mIoU (%)',
     'aAcc': 'pixels (%)',
     'mAcc': 'classes (%)',
+    'top1': 'right (%)',
 }
-ROWS = {'coco/bbox_': 'boxes', 'coco/segm_': 'masks', '': 'pixels'}
+ROWS = {'coco/bbox_': 'boxes', 'coco/segm_': 'masks', 'accuracy/': 'images', '': 'pixels'}
 # The toolboxes' log: 'Epoch(train)  [2][10/60] ... eta: 0:01:02 ... loss: 1.5', 'Iter(train) [ 10/600] ...'
 ITERATION = re.compile(r'(?:Epoch|Iter)\((train|val|test)\)\s+(?:\[\s*(\d+)\])?\[\s*(\d+)/(\d+)\]')
 NUMBER = re.compile(r'\b(eta|loss): (\S+)')
@@ -178,6 +180,14 @@ def newest(folder: Path, pattern: str) -> Path:
     return max(folder.rglob(pattern), key=lambda path: path.stat().st_mtime)
 
 
+def where_drawn(pictures: Path) -> str:
+    """Where to look, and at what."""
+    for overview in pictures.glob('right_and_wrong.png'):
+        return f'{overview}  (each image: {pictures})'
+    drawn = [path for path in pictures.rglob('*.*g') if path.is_file()]
+    return f'{drawn[0].parent}  (left: ground truth, right: predictions)' if drawn else f'none in {pictures}'
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', default=DETECTION, help='a config of configs/demo (default: %(default)s)')
@@ -189,14 +199,17 @@ def main(argv: list[str] | None = None) -> int:
     options = ['--cfg-options', *arguments.cfg_options] if arguments.cfg_options else []
     start = time.monotonic()
     epochs = [int(o.partition('=')[2]) for o in arguments.cfg_options if o.startswith('train_cfg.max_epochs=')]
-    epochs = epochs or [Config.fromfile(arguments.config, import_custom_modules=False).train_cfg.get('max_epochs') or 0]
+    cfg = Config.fromfile(arguments.config, import_custom_modules=False)
+    epochs = epochs or [cfg.train_cfg.get('max_epochs') or 0]
     demo = Demo(work_dir, epochs[0])
     print(f'{arguments.config}: three steps, in {work_dir}', flush=True)
 
-    if (DATA / 'classes.json').exists():
-        demo.skip('data', f'in {DATA} already')
+    classifies = cfg.default_scope == 'mmpretrain'
+    data = DATA / 'cls' if classifies else DATA
+    if (data / 'classes.json').exists():
+        demo.skip('data', f'in {data} already')
     else:
-        demo.run('data', 'make_shapes_dataset.py', DATA, '--overwrite')
+        demo.run('data', 'make_shapes_dataset.py', DATA, '--overwrite', *(CLASSIFICATION if classifies else ()))
     demo.run('training', 'train.py', arguments.config, '--work-dir', work_dir, *options)
     checkpoint = Path((work_dir / 'last_checkpoint').read_text().strip())
     test = (arguments.config, checkpoint, '--work-dir', work_dir / 'test', '--show-dir', pictures)
@@ -205,10 +218,8 @@ def main(argv: list[str] | None = None) -> int:
     metrics = json.loads(newest(work_dir / 'test', '*.json').read_text())
     print('\nOn held-out images:')
     print('\n'.join(table(metrics)))
-    drawn = [path for path in pictures.rglob('*.*g') if path.is_file()]
-    where = f'{drawn[0].parent}  (left: ground truth, right: predictions)' if drawn else f'none in {pictures}'
     print(f'\nDone in {(time.monotonic() - start) / 60:.1f} minutes.')
-    print(f'pictures:   {where}')
+    print(f'pictures:   {where_drawn(pictures)}')
     print(f'log:        {demo.log}')
     print(f'checkpoint: {checkpoint}')
     return 0

@@ -37,7 +37,15 @@ PACKAGES = {
 }
 FORKS, ORIGINALS = 'the onedl-* forks', 'the original OpenMMLab packages'
 # The originals that tools/compat_check.sh tests; the forks are pinned in the constraints file.
-ORIGINAL_VERSIONS = {'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmdet': '3.3.0', 'mmsegmentation': '1.2.2'}
+ORIGINAL_VERSIONS = {
+    'mmengine': '0.10.7',
+    'mmcv': '2.1.0',
+    'mmdet': '3.3.0',
+    'mmsegmentation': '1.2.2',
+    'mmpretrain': '1.2.0',
+}
+TOOLBOXES = ('mmdet', 'mmseg', 'mmpretrain')  # detection, segmentation, classification
+OF_A_FAMILY = ('mmengine', 'mmcv', *TOOLBOXES)
 OLDEST_TRITON = (3, 6)
 OK, NOTE, PROBLEM = 'ok', 'note', 'problem'
 
@@ -68,7 +76,7 @@ def version_of(distribution: str) -> str | None:
 
 def family() -> str | None:
     """Which of the two families that share import names is installed; the one that mmcv is of, where both are."""
-    for name in ('mmcv', 'mmengine', 'mmdet', 'mmseg'):
+    for name in ('mmcv', 'mmengine', *TOOLBOXES):
         for distribution in PACKAGES[name][0]:
             if version_of(distribution):
                 return FORKS if distribution.startswith('onedl-') else ORIGINALS
@@ -98,10 +106,7 @@ def install_command(name: str) -> str:
 def check_family() -> Finding:
     """Which family of OpenMMLab packages is here, and that it is one."""
     name = 'OpenMMLab family'
-    found = {
-        package: [d for d in PACKAGES[package][0] if version_of(d)]
-        for package in ('mmengine', 'mmcv', 'mmdet', 'mmseg')
-    }
+    found = {package: [d for d in PACKAGES[package][0] if version_of(d)] for package in OF_A_FAMILY}
     both = [distributions for distributions in found.values() if len(distributions) > 1]
     if both:
         kept = sorted(d for distributions in both for d in distributions if d.startswith('onedl-'))
@@ -128,6 +133,8 @@ def check_package(name: str) -> Finding:
     """Whether a package is installed, in which version, and whether it imports."""
     distributions, needed = PACKAGES[name]
     fix = install_command(name)
+    if name == 'mmpretrain' and version_of('torchvision') is None:  # which its package does not ask for
+        fix += ' torchvision'
     installed = [distribution for distribution in distributions if version_of(distribution)]
     if not installed:
         return Finding(name, PROBLEM if needed else NOTE, 'not installed' + ('' if needed else ' (optional)'), fix)
@@ -381,10 +388,9 @@ def examine() -> list[Finding]:
     """All rows, in the order in which one would mend them."""
     findings = check_machine()
     packages = {name: check_package(name) for name in PACKAGES}
-    toolboxes = [packages['mmdet'], packages['mmseg']]
-    if not {'mmdet', 'mmseg'} & set(sys.modules):  # one that imports is enough: detection or segmentation
-        for toolbox in toolboxes:
-            toolbox.status = PROBLEM
+    if not set(TOOLBOXES) & set(sys.modules):  # one that imports is enough
+        for name in TOOLBOXES:
+            packages[name].status = PROBLEM
     findings += packages.values()
     findings += [check_family(), check_compiled_operators(), *check_backends(), check_gpu(), *check_verdicts()]
     return findings

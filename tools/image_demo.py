@@ -1,6 +1,7 @@
-"""Draw what a detector or a segmentor finds in an image, or in every image of a folder.
+"""Draw what a detector or a segmentor finds in an image, or what a classifier takes it for; or every image of a folder.
 
-Files of a folder that cannot be read are named and left out, and the exit code is 1.
+Of a classifier the five likeliest classes are drawn and printed with their probabilities. Files of a folder that cannot
+be read are named and left out, and the exit code is 1.
 
 Example:
     python tools/image_demo.py street.jpg configs/maskrcnn_vmamba_t.py CHECKPOINT --out pictures
@@ -14,8 +15,9 @@ import torch
 from mmengine.registry import init_default_scope
 
 from mmvmamba import checkpoints
-from mmvmamba.datasets.images import readable_images
-from mmvmamba.engine import launch
+from mmvmamba.datasets.images import read_image, readable_images
+from mmvmamba.datasets.sources import sources
+from mmvmamba.engine import launch, pictures
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -40,24 +42,61 @@ def draw(arguments: argparse.Namespace) -> int:
     trust = arguments.trust_checkpoint
     checkpoints.read(arguments.checkpoint, trust=trust)  # the inferencers would unpickle anything
     init_default_scope(task)
-    device = arguments.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
-    options = dict(model=arguments.config, weights=arguments.checkpoint, device=device, scope=task)
     with checkpoints.guard(trust):
-        if task == 'mmdet':
-            from mmdet.apis import DetInferencer
-
-            inferencer, drawing = DetInferencer(**options), dict(pred_score_thr=arguments.score_thr)
-        else:
-            from mmseg.apis import MMSegInferencer
-
-            inferencer, drawing = MMSegInferencer(**options), {}
+        inferencer, draw_one = _INFERENCERS[task](cfg, arguments)
     # the heads as well: the inferencer took what fits and went on
     checkpoints.load(arguments.checkpoint, inferencer.model, trust=trust)
     for image in images:
-        inferencer(str(image), out_dir=arguments.out, **drawing)
-    pictures = [picture for image in images if (picture := Path(arguments.out, 'vis', image.name)).is_file()]
-    print(f'Pictures of {len(pictures)} of {len(images) + len(problems)} images: {Path(arguments.out, "vis")}')
-    return int(problems != [] or len(pictures) < len(images))
+        draw_one(image)
+    drawn = [picture for image in images if (picture := Path(arguments.out, 'vis', image.name)).is_file()]
+    print(f'Pictures of {len(drawn)} of {len(images) + len(problems)} images: {Path(arguments.out, "vis")}')
+    return int(problems != [] or len(drawn) < len(images))
+
+
+def _device(arguments: argparse.Namespace) -> str:
+    return arguments.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
+
+
+def _detect(cfg, arguments: argparse.Namespace):
+    """mmdet's inferencer, and a function that draws one image with it."""
+    from mmdet.apis import DetInferencer
+
+    options = dict(model=arguments.config, weights=arguments.checkpoint, device=_device(arguments), scope='mmdet')
+    inferencer = DetInferencer(**options)
+    drawing = dict(out_dir=arguments.out, pred_score_thr=arguments.score_thr)
+    return inferencer, lambda image: inferencer(str(image), **drawing)
+
+
+def _segment(cfg, arguments: argparse.Namespace):
+    """mmseg's inferencer, likewise."""
+    from mmseg.apis import MMSegInferencer
+
+    options = dict(model=arguments.config, weights=arguments.checkpoint, device=_device(arguments), scope='mmseg')
+    inferencer = MMSegInferencer(**options)
+    return inferencer, lambda image: inferencer(str(image), out_dir=arguments.out)
+
+
+def _classify(cfg, arguments: argparse.Namespace):
+    """mmpretrain's inferencer, likewise; the names of the classes are the checkpoint's or else the config's."""
+    from mmpretrain import ImageClassificationInferencer
+
+    inferencer = ImageClassificationInferencer(cfg, pretrained=arguments.checkpoint, device=_device(arguments))
+    if not inferencer.classes:
+        named = (source.metainfo().get('classes') for source in sources(cfg, 'test'))
+        inferencer.classes = next((classes for classes in named if classes), None)
+
+    def draw_one(image: Path) -> None:
+        (batch,) = inferencer.preprocess([str(image)])
+        (sample,) = inferencer.forward(batch)  # a call of the inferencer shows a progress bar an image
+        pictures.draw(read_image(image), sample, inferencer.classes, Path(arguments.out, 'vis', image.name))
+        found = pictures.likeliest(sample.pred_score)
+        said = ', '.join(f'{pictures.name_of(inferencer.classes, label)} {score:.3f}' for label, score in found)
+        print(f'{image}: {said}')
+
+    return inferencer, draw_one
+
+
+_INFERENCERS = {'mmdet': _detect, 'mmseg': _segment, 'mmpretrain': _classify}
 
 
 def main(argv: list[str] | None = None) -> int:

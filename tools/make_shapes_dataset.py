@@ -1,12 +1,16 @@
-"""Write a small dataset of textured shapes on cluttered backgrounds, in COCO's and in ADE20K's layout.
+"""Write a small dataset of textured shapes on cluttered backgrounds, in COCO's and in ADE20K's layout, or in folders.
 
-The same pictures serve both tasks: instances (boxes and masks) of five shapes, and a label for every pixel of the
-shapes and of three kinds of background. A seed decides everything; the same seed writes the same bytes.
+The same pictures serve detection and segmentation: instances (boxes and masks) of five shapes, and a label for every
+pixel of the shapes and of three kinds of background. For classification, pictures with one shape, a folder a class. A
+seed decides everything; the same seed writes the same bytes.
 
     OUT/coco/annotations/instances_{train,val}2017.json    OUT/coco/{train,val}2017/*.jpg
     OUT/ade/images/{training,validation}/*.jpg             OUT/ade/annotations/{training,validation}/*.png
+    OUT/cls/{train,val}/{circle,triangle,...}/*.jpg        with --classification, alone
 
-Example: python tools/make_shapes_dataset.py data/shapes
+Examples:
+    python tools/make_shapes_dataset.py data/shapes
+    python tools/make_shapes_dataset.py data/shapes --classification --train 1000 --val 200
 """
 
 import argparse
@@ -45,6 +49,7 @@ HUE = dict(zip(THINGS, (0, 72, 144, 216, 288), strict=True))  # typical colours,
 HUE_SPREAD = 50  # degrees; the ranges overlap, so colour hints but only the outline decides
 SUPERSAMPLING = 4
 EMPTY_SHARE, CROWD_SHARE = 0.05, 0.08
+ONE_RADII = (0.28, 0.42)  # of the only shape of a picture, in shorter sides
 
 
 @dataclass
@@ -191,11 +196,11 @@ def _paint(rng, scene, coverage, hue):
     return coverage >= 0.5
 
 
-def _add_shape(rng, scene):
-    """Try to place one shape such that it and those behind it stay recognisable."""
+def _add_shape(rng, scene, name=None, radii=(0.13, 0.3)):
+    """Try to place one shape, of any kind unless named, such that it and those behind it stay recognisable."""
     height, width = scene.labels.shape
-    name = THINGS[rng.integers(len(THINGS))]
-    radius = rng.uniform(0.13, 0.3) * min(height, width)
+    name = THINGS[rng.integers(len(THINGS))] if name is None else name
+    radius = rng.uniform(*radii) * min(height, width)
     centre = rng.uniform(0.7, 1.0) * radius + rng.uniform(0, 1, 2) * (np.array([width, height]) - 1.4 * radius)
     coverage = _coverage(centre + radius * _outline(rng, name), height, width)
     mask = coverage >= 0.5
@@ -230,9 +235,7 @@ def _add_crowd(rng, scene):
 
 def render(rng: np.random.Generator, size: int) -> Scene:
     """Draw one scene whose shorter side is about `size` pixels."""
-    aspect = ASPECTS[rng.integers(len(ASPECTS))]
-    width, height = (round(size * factor) for factor in aspect)
-    scene = Scene(*_clutter(rng, *_background(rng, height, width)))
+    scene = _empty_scene(rng, size)
     if rng.random() >= EMPTY_SHARE:
         if rng.random() < CROWD_SHARE:
             _add_crowd(rng, scene)
@@ -240,6 +243,25 @@ def render(rng: np.random.Generator, size: int) -> Scene:
         for _ in range(12):
             if len(scene.instances) < wanted:
                 _add_shape(rng, scene)
+    return _photographed(rng, scene)
+
+
+def render_one(rng: np.random.Generator, size: int, name: str) -> Scene:
+    """Draw one scene with one large shape of a name."""
+    scene = _empty_scene(rng, size)
+    _add_shape(rng, scene, name, ONE_RADII)
+    return _photographed(rng, scene)
+
+
+def _empty_scene(rng, size):
+    """A background of some aspect ratio, cluttered."""
+    aspect = ASPECTS[rng.integers(len(ASPECTS))]
+    width, height = (round(size * factor) for factor in aspect)
+    return Scene(*_clutter(rng, *_background(rng, height, width)))
+
+
+def _photographed(rng, scene):
+    """The scene, a little blurred and noisy, in 8 bits."""
     image = cv2.GaussianBlur(scene.image, (0, 0), rng.uniform(0.3, 0.8)) + rng.normal(0, 4, scene.image.shape)
     scene.image = image.clip(0, 255).astype(np.uint8)
     return scene
@@ -321,6 +343,32 @@ def write_split(out: Path, coco_split: str, ade_split: str, count: int, size: in
     return {name: sum(a['category_id'] == CATEGORY_ID[name] for a in annotations) for name in THINGS}
 
 
+def write_folders(out: Path, split: str, count: int, size: int, seed: int) -> None:
+    """Render and write `count` scenes of one shape each, a folder a class; the classes take turns."""
+    for name in THINGS:
+        (out / split / name).mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        name = THINGS[index % len(THINGS)]
+        # streams 0 and 1 are those of the other layouts
+        scene = render_one(np.random.default_rng([seed, 2 + (split == 'val'), index]), size, name)
+        encoded = cv2.imencode('.jpg', scene.image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+        (out / split / name / f'{index + 1:06d}.jpg').write_bytes(encoded)
+
+
+def make_folders(out: Path, train: int, val: int, size: int, seed: int, overwrite: bool) -> None:
+    """Write both splits of the classification set below `out / 'cls'`; see `make`."""
+    out = out / 'cls'
+    if out.exists() and any(out.iterdir()):
+        if not overwrite:
+            raise FileExistsError(f'{out} is not empty; name another folder, or add --overwrite to replace its dataset')
+        shutil.rmtree(out)
+    for split, count in (('train', train), ('val', val)):
+        write_folders(out, split, count, size, seed)
+        print(f'{split}: {count} images of {len(THINGS)} classes')
+    (out / 'classes.json').write_text(json.dumps({'classification': THINGS}, indent=2))
+    print(f'folders: {out}\nclasses: {out / "classes.json"}')
+
+
 def make(out: Path, train: int, val: int, size: int, seed: int, overwrite: bool) -> None:
     """Write both splits below `out`; refuse a folder that holds something, unless told to overwrite.
 
@@ -348,12 +396,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--val', type=int, default=80, help='held-out images (default: %(default)s)')
     parser.add_argument('--size', type=int, default=128, help='shorter side in pixels, about (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='decides every picture (default: %(default)s)')
+    parser.add_argument('--classification', action='store_true', help='write OUT/cls, a folder a class, and no other')
     parser.add_argument('--overwrite', action='store_true', help='replace a dataset that is already there')
     arguments = parser.parse_args(argv)
     if arguments.size < 64 or min(arguments.train, arguments.val) < 1:
         parser.error('--size must be at least 64, --train and --val at least 1')
+    write = make_folders if arguments.classification else make
     try:
-        make(arguments.out, arguments.train, arguments.val, arguments.size, arguments.seed, arguments.overwrite)
+        write(arguments.out, arguments.train, arguments.val, arguments.size, arguments.seed, arguments.overwrite)
     except FileExistsError as error:
         parser.error(str(error))
     return 0

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint of a detector or a segmentor; draw and save its predictions.
+"""Evaluate a checkpoint of a detector, a segmentor or a classifier; draw and save its predictions.
 
 Examples:
     python tools/test.py configs/maskrcnn_vmamba_t.py work_dirs/maskrcnn_vmamba_t/epoch_12.pth
@@ -19,6 +19,7 @@ from mmengine.runner import Runner
 from mmvmamba import checkpoints
 from mmvmamba.datasets.report import DataError
 from mmvmamba.engine import launch
+from mmvmamba.engine.pictures import OVERVIEW
 from mmvmamba.registry import is_type
 
 
@@ -29,7 +30,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--work-dir', help='where logs and metrics go (default: work_dirs/<name of the config>)')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation: several scales and flips, merged')
     parser.add_argument(
-        '--out', help='save predictions: a .pkl file for detection, a folder of label PNGs for segmentation'
+        '--out',
+        help='save predictions: a .pkl file for detection and classification, a folder of label PNGs for segmentation',
     )
     parser.add_argument('--show-dir', help='draw predictions into this folder')
     launch.add_arguments(parser)
@@ -57,10 +59,10 @@ def configure(arguments: argparse.Namespace):
 def save_predictions(evaluator, task: str, out: str):
     """Add to an evaluator config what the toolbox has for saving predictions."""
     evaluators = list(evaluator) if isinstance(evaluator, (list, tuple)) else [evaluator]
-    if task == 'mmdet':
+    if task != 'mmseg':
         if not out.endswith(('.pkl', '.pickle')):
-            raise ValueError(f'--out {out}: detections are saved as one .pkl file; expected a name that ends so')
-        return [*evaluators, dict(type='DumpDetResults', out_file_path=out)]
+            raise ValueError(f'--out {out}: predictions are saved as one .pkl file; expected a name that ends so')
+        return [*evaluators, dict(type='DumpDetResults' if task == 'mmdet' else 'DumpResults', out_file_path=out)]
     from mmseg.registry import METRICS
 
     return [
@@ -72,8 +74,12 @@ def save_predictions(evaluator, task: str, out: str):
 def report_pictures(folder: str, images: int, start: float) -> None:
     """Say how many pictures a test has drawn; fewer than images where folders hold files of equal names."""
     drawn = [path for path in Path(folder).rglob('*') if path.is_file() and path.stat().st_mtime >= start]
+    overview = [path for path in drawn if path.name == OVERVIEW]
+    drawn = [path for path in drawn if path not in overview]
     places = ', '.join(sorted({str(path.parent) for path in drawn})) or folder
     print(f'pictures of {len(drawn)} of {images} images: {places}')
+    for path in overview:
+        print(f'right and wrong ones: {path}')
     if len(drawn) < images:
         print('test.py: pictures of images with one name in several folders replace each other', file=sys.stderr)
 

@@ -1,9 +1,10 @@
-"""Train a detector or a segmentor from a config.
+"""Train a detector, a segmentor or a classifier from a config.
 
 Examples:
     python tools/train.py configs/maskrcnn_vmamba_t.py
     python tools/train.py configs/upernet_vmamba_t.py --amp --work-dir work_dirs/first_try --resume
     python tools/train.py configs/maskrcnn_vmamba_t.py --cfg-options model.backbone.init_cfg.checkpoint=vmamba_t.pth
+    python tools/train.py configs/demo/vmamba_shapes_cls.py
     python tools/train.py my_classes.py --fresh-heads --cfg-options load_from=mmvmamba://maskrcnn_vmamba_t
 
 The published recipes start from their authors' ImageNet weights, downloaded once; --from-scratch does without.

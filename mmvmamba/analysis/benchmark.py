@@ -180,48 +180,61 @@ def model(
         A row per shape, mode and backbone; one that cannot run says why.
     """
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    backbones = _with_yardsticks(configs)
+    modes = list(itertools.product((False, True), repeat=2)) if every else [(train, amp)]
+    rows = []
+    for shape, (train, amp) in itertools.product(shapes or [(batch, side, side) for side in sides], modes):
+        rows += _model_rows(backbones, shape, train, amp, repeat, device)
+    if shapes is None and not every:
+        curves = {name: ([], []) for name, backbone in backbones.items() if not isinstance(backbone, str)}
+        for row in rows:
+            if row['backbone'] in curves:
+                values = row['images/s'], row['peak MiB']
+                speed, memory = (float(value) if value else math.nan for value in values)
+                curves[row['backbone']][0].append(1 / speed if speed else math.nan)
+                curves[row['backbone']][1].append(memory)
+        title = f'{device}, batch {batch}, {rows[0]["mode"]}, {rows[0]["dtype"]}'
+        _plot_scaling(sides, curves, plot, title)
+    return rows
+
+
+def _with_yardsticks(configs: list[str]) -> dict[str, nn.Module | str]:
+    """Backbones of configs, and those that they are compared with or what these lack."""
     backbones: dict[str, nn.Module | str] = {Path(path).stem: _backbone_of(path) for path in configs}
     for name, build in {'Swin-T': swin_t, 'ResNet-50': resnet50, 'ConvNeXt-T': convnext_t}.items():
         try:
             backbones[name] = build()
         except ImportError as error:
             backbones[name] = f'{error.name} is not installed'
-    modes = list(itertools.product((False, True), repeat=2)) if every else [(train, amp)]
-    rows, curves = [], {name: ([], []) for name in backbones}
-    for shape, (train, amp) in itertools.product(shapes or [(batch, side, side) for side in sides], modes):
-        image = torch.randn(shape[0], 3, *shape[1:], device=device)
-        about = {
-            'images': ' x '.join(map(str, shape)),
-            'mode': 'training' if train else 'inference',
-            'dtype': 'bf16' if amp else 'fp32',
-        }
-        candidates = {
-            name: functools.partial(_run, backbone.to(device), image, train, amp)
-            for name, backbone in backbones.items()
-            if not isinstance(backbone, str)
-        }
-        measured = _measured(candidates, repeat, device)
-        for name, backbone in backbones.items():
-            t, memory = measured.get(name, (backbone, 0))
-            note, failed = ('', False) if isinstance(t, Times) else (t, True)
-            seconds = [math.nan] * 3 if failed else [t.p20, t.p50, t.p80]
-            figures = {
-                'images/s': f'{shape[0] / seconds[1]:.2f}',
-                **{f'p{n} ms': f'{value * 1e3:.1f}' for n, value in zip((20, 50, 80), seconds, strict=True)},
-                'peak MiB': f'{memory / 2**20:.0f}',
-            }
-            rows.append(
-                {**about, 'backbone': name, **(dict.fromkeys(figures, '') if failed else figures), 'note': note}
-            )
-            curves[name][0].append(seconds[1] / shape[0])
-            curves[name][1].append(math.nan if failed else memory / 2**20)
-    if shapes is None and not every:
-        title = f'{device}, batch {batch}, {rows[0]["mode"]}, {rows[0]["dtype"]}'
-        _plot_scaling(sides, {name: curve for name, curve in curves.items() if name in candidates}, plot, title)
-    return rows
+    return backbones
 
 
-def _measured(candidates, repeat: int, device: str) -> dict[str, tuple[Times | str, int]]:
+def _model_rows(backbones: dict, shape: tuple[int, int, int], train: bool, amp: bool, repeat: int, device: str):
+    """A row per backbone, of one shape of images in one mode."""
+    image = torch.randn(shape[0], 3, *shape[1:], device=device)
+    about = {
+        'images': ' x '.join(map(str, shape)),
+        'mode': 'training' if train else 'inference',
+        'dtype': 'bf16' if amp else 'fp32',
+    }
+    candidates = {
+        name: functools.partial(_run, backbone.to(device), image, train, amp)
+        for name, backbone in backbones.items()
+        if not isinstance(backbone, str)
+    }
+    found = measured(candidates, repeat, device)
+    for name, backbone in backbones.items():
+        t, memory = found.get(name, (backbone, 0))
+        keys = ('images/s', 'p20 ms', 'p50 ms', 'p80 ms', 'peak MiB')
+        if isinstance(t, str):
+            yield {**about, 'backbone': name, **dict.fromkeys(keys, ''), 'note': t}
+            continue
+        values = [f'{shape[0] / t.p50:.2f}', *(f'{value * 1e3:.1f}' for value in (t.p20, t.p50, t.p80))]
+        figures = dict(zip(keys, [*values, f'{memory / 2**20:.0f}'], strict=True))
+        yield {**about, 'backbone': name, **figures, 'note': ''}
+
+
+def measured(candidates, repeat: int, device: str) -> dict[str, tuple[Times | str, int]]:
     """Times and peak memory of functions; of one that fails, what it said."""
     memory, failed = {}, {}
     for name, candidate in candidates.items():
@@ -309,7 +322,7 @@ def pooled(repeat: int, sides: list[int], backend: str, archs: list[str], amp: b
             candidates = {
                 name: functools.partial(_run, network, image, False, amp) for name, network in networks.items()
             }
-            times = {name: t for name, (t, _) in _measured(candidates, repeat, device).items()}
+            times = {name: t for name, (t, _) in measured(candidates, repeat, device).items()}
             seconds = {name: t.p50 if isinstance(t, Times) else math.nan for name, t in times.items()}
             ratios[arch].append(seconds['pool=None'] / seconds['pooled'])
             row = {'FastVim': arch, 'side': side} | {f'{name} s': f'{seconds[name]:.4f}' for name in kinds}

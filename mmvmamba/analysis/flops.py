@@ -1,8 +1,8 @@
 """Parameters and FLOPs through mmengine's counter, with the operators that our models add to PyTorch's.
 
-Counted as in the published tables: one multiply-add is 1; LayerNorm 5 an element, BatchNorm in evaluation 2, bilinear
-resizing 4; activations, pooling and RoIAlign 0. A scan of D channels over L positions is D * L * (9 N + 1); the
-projections that a fused operator hides count like linears.
+Counted as in the published tables: one multiply-add is 1; LayerNorm 5 an element, BatchNorm in evaluation 2,
+bilinear resizing 4, average pooling 1 an input; activations, max pooling and RoIAlign 0. A scan of D channels over L
+positions is D * L * (9 N + 1); the projections that a fused operator hides count like linears.
 """
 
 import contextlib
@@ -92,7 +92,7 @@ def _fused(model: nn.Module):
 
 
 class _Tensors(nn.Module):
-    """A detector's or a segmentor's raw forward pass as a function of one image."""
+    """A detector's, a segmentor's or a classifier's raw forward pass as a function of one image."""
 
     def __init__(self, model, samples):
         super().__init__()
@@ -134,13 +134,15 @@ def of_config(cfg: Config, height: int, width: int) -> Complexity:
     """Build a config's model and count it on a random image; needs no dataset.
 
     Detection: the boxes of 1000 proposals, the masks of the first 100. Segmentation: parameters with the auxiliary
-    head, FLOPs without it.
+    head, FLOPs without it. Classification: up to the logits.
     """
     init_default_scope(cfg.default_scope)
     if cfg.default_scope == 'mmdet':
         from mmdet.structures import DetDataSample as DataSample
-    else:
+    elif cfg.default_scope == 'mmseg':
         from mmseg.structures import SegDataSample as DataSample
+    else:
+        from mmpretrain.structures import DataSample
     model = MODELS.build(cfg.model)
     image = torch.rand(1, 3, height, width)
     shape = (height, width)

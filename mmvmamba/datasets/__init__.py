@@ -7,6 +7,8 @@ __getattr__ = import_on_request(
     {
         'CheckedADE20KDataset': ('segmentation', 'mmseg'),
         'CheckedCocoDataset': ('detection', 'mmdet'),
+        'CheckedCustomDataset': ('classification', 'mmpretrain'),
+        'CheckedImageNet': ('classification', 'mmpretrain'),
         'CheckedSegDataset': ('segmentation', 'mmseg'),
     },
 )

@@ -11,9 +11,19 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from . import annotations, files, label_maps, names
+from . import annotations, class_folders, files, label_maps, names
 from .report import DataError, Report
-from .sources import Metric, Source, in_scope, lists_coco_images, metrics, reads_coco, reads_coco_instances, sources
+from .sources import (
+    REFUSALS,
+    Metric,
+    Source,
+    in_scope,
+    lists_coco_images,
+    metrics,
+    reads_coco,
+    reads_coco_instances,
+    sources,
+)
 
 SAMPLES = 200
 _NAMED = 20  # bad files of one data set
@@ -77,9 +87,12 @@ class _Audit:
     """One look at a config's data."""
 
     def __init__(self, cfg: Config, samples: int, hand_over: bool):
-        self.model, self.samples, self.hand_over = cfg.get('model') or {}, samples, hand_over
+        self.model, self.samples, self.hand_over = dict(cfg.get('model') or {}), samples, hand_over
+        if cfg.get('data_preprocessor'):  # where mmpretrain's own configs have it
+            self.model.setdefault('data_preprocessor', cfg.data_preprocessor)
         self.report = Report()
         self.trained: list[list[str]] = []  # names of the training sets
+        self.class_folders: list[list[str]] = []  # and their folders, where each is a class
         self.classes: dict[str, list[str] | None] = {}  # of each dataset
         self.contents: dict[Path, dict | None] = {}
         self.said: set[tuple[str, str]] = set()
@@ -95,6 +108,8 @@ class _Audit:
             self.report.add('info', source.key, 'read by a file backend; not looked at')
         elif there and reads_coco(source.cls):
             self.coco(source, classes)
+        elif there and source.lists_classes:
+            self.folders(source, classes)
         elif there and all(hasattr(source.cls, word) for word in ('get_label_map', 'load_data_list')):
             self.maps(source, classes)
 
@@ -110,20 +125,21 @@ class _Audit:
         """The names of a dataset, compared with the heads and with those of training; None if there are none."""
         try:
             metainfo = source.metainfo()
-        except TypeError as error:
-            self.report.add('error', f'{source.key}.metainfo', str(error))
+        except (TypeError, *REFUSALS) as error:
+            self.report.add('error', f'{source.key}.metainfo', f'{type(error).__name__}: {error}')
             return None
         classes = metainfo.get('classes')
         if classes is None:
             return None
-        default = (
-            '' if (source.config.get('metainfo') or {}).get('classes') else f' (the default of {source.cls.__name__})'
-        )
-        fault = names.classes_fault(classes)
+        default = '' if _gives_names(source.config) else f' (the default of {source.cls.__name__})'
+        if default and source.lists_classes and not source.cls.METAINFO.get('classes'):
+            default = ' (its folders)'
+        fault = names.classes_fault(classes, repeats=bool(default) and source.lists_classes)
         if fault is not None:
             self.report.add('error', source.key, fault)
             return None
-        for key, text in names.against_heads(self.model, metainfo):
+        said = [*names.against_heads(self.model, metainfo), *names.against_preprocessor(self.model, classes)]
+        for key, text in said:
             if (key, text) not in self.said:  # once for training and evaluation
                 self.report.add('error', key, f'{text}{default} ({source.key})')
             self.said.add((key, text))
@@ -231,6 +247,32 @@ class _Audit:
                     f'{absent[0].get("id")}. {metric.key}.ann_file should be the same file',
                 )
 
+    def folders(self, source: Source, classes: list[str] | None) -> None:
+        """A dataset of a folder a class, or of a list of files with labels."""
+        try:
+            dataset = source.build()
+        except (TypeError, *REFUSALS):  # said with its names
+            return
+        report, root, folders = self.report, dataset.img_prefix, class_folders.folders_of(dataset)
+        said = list(class_folders.findings(dataset))
+        if folders is not None and source.split == 'train':
+            self.class_folders.append(folders)
+        elif folders is not None and self.class_folders and folders not in self.class_folders:
+            said += names.other_folders(self.class_folders[0], folders)
+        for level, text in said:
+            report.add(level, root, text)
+        if any(level == 'error' for level, _ in said):
+            return
+        try:
+            infos = dataset.load_data_list()
+        except REFUSALS as error:
+            report.add('error', root, f'{type(error).__name__}: {error}. {files.suffixes(root)}')
+            return
+        report.add('info', root, f'{len(infos)} images of {len(classes or ())} classes')
+        for level, text in class_folders.label_findings(infos, classes, source.evaluates):
+            report.add(level, root, text)
+        self.images(source, [(info['img_path'], None) for info in infos], root)
+
     def maps(self, source: Source, classes: list[str] | None) -> None:
         """A dataset of images and label maps."""
         report = self.report
@@ -240,7 +282,7 @@ class _Audit:
         except TypeError as error:  # a class that takes other arguments
             report.add('info', source.key, f'not looked at: {error}')
             return
-        except (ValueError, AssertionError, OSError, KeyError) as error:
+        except REFUSALS as error:
             report.add('error', source.key, f'{type(error).__name__}: {error}')
             return
         folder = dict(source.paths()).get('img_path', source.key)
@@ -288,12 +330,14 @@ class _Audit:
                     'note' if source.evaluates else level, folder, f'{doubt}. {said}{": " if advice else ""}{advice}'
                 )
 
-    def images(self, source: Source, images: list[tuple[str, tuple[int, int] | None]]) -> set[str]:
+    def images(
+        self, source: Source, images: list[tuple[str, tuple[int, int] | None]], folder: str | None = None
+    ) -> set[str]:
         """Image files: whether they exist, and of a sample head, end and size; returns those that do not exist."""
         if not source.finds_images or (images and '://' in images[0][0]):
             self.report.add('info', source.key, 'images not looked at: no transform of a toolbox reads them from files')
             return set()
-        where = Path(images[0][0]).parent if images else source.key
+        where = folder or (Path(images[0][0]).parent if images else source.key)
         absent = self.absent(source, where, (path for path, _ in images), len(images))
         there = [one for one in images if one[0] not in absent]
         if not source.reads_images:
@@ -329,6 +373,11 @@ class _Audit:
         if 2 * len(bad) > looked:
             said = f'{len(bad)} of {looked} files cannot be used, more than half: the data or the config is wrong'
             self.report.add('error', place, f'{said}; {found(place)}' if found else said)
+
+
+def _gives_names(config: dict) -> bool:
+    """Whether a dataset's config says its classes; mmpretrain's also beside `metainfo`."""
+    return bool((config.get('metainfo') or {}).get('classes') or config.get('classes'))
 
 
 def _categories(content: dict) -> list[str]:

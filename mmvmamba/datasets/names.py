@@ -13,20 +13,21 @@ _ANY_CLASSES = ('language_model', 'text_encoder', 'tracker')  # of models that d
 _COMPARED = 50  # names for which the nearest are looked for
 
 
-def classes_fault(classes) -> str | None:
+def classes_fault(classes, repeats: bool = False) -> str | None:
     """What is wrong with the names of a config by themselves.
 
     Args:
         classes: `metainfo['classes']`.
+        repeats: whether one name may stand for several classes: two of ImageNet's are called crane.
     """
     if isinstance(classes, str):
         return f'metainfo.classes is the text {classes!r}; expected a tuple of names, such as ({classes!r},)'
     if not isinstance(classes, (list, tuple)) or not all(isinstance(name, str) for name in classes):
         return f'metainfo.classes is {classes!r}; expected a tuple of names'
     twice = [name for name, count in Counter(classes).items() if count > 1]
-    if twice or not classes:
-        return f'metainfo.classes repeats {twice}' if twice else 'metainfo.classes is empty; expected a tuple of names'
-    return None
+    if not classes:
+        return 'metainfo.classes is empty; expected a tuple of names'
+    return f'metainfo.classes repeats {twice}' if twice and not repeats else None
 
 
 def against_file(classes: list[str], categories: list[str]) -> Iterator[tuple[str, str]]:
@@ -54,6 +55,32 @@ def against_file(classes: list[str], categories: list[str]) -> Iterator[tuple[st
         yield 'note', f'{len(extra)} categories that the config does not name are left out: {_quoted(extra)}'
 
 
+def against_folders(classes: list[str], folders: list[str]) -> Iterator[tuple[str, str]]:
+    """Compare the names of a config with class folders; yields `(level, text)`.
+
+    mmpretrain hands labels out in the folders' alphabetical order and takes the config's names in theirs, so other
+    orders give classes each other's names. Folders may be called otherwise, as ImageNet's are.
+    """
+    both = f'The config has {_listed(classes)}; the folders are {_listed(folders)}'
+    named, there = set(classes), set(folders)
+    if len(classes) != len(folders):
+        parts = [('without a folder', [n for n in classes if n not in there])]
+        parts += [('without a name', [n for n in folders if n not in named])]
+        said = '; '.join(f'{what}: {shorten(map(repr, those), 10)}' for what, those in parts if those)
+        yield 'error', f'{len(folders)} folders for {len(classes)} names; {said}. {both}'
+        return
+    common = [
+        (new, old) for new, old in zip(classes, folders, strict=True) if new != old and {new, old} & (named & there)
+    ]
+    if common:
+        moved = ', '.join(f'images of {old!r} would be called {new!r}' for new, old in common[:3])
+        yield (
+            'error',
+            f"labels are handed out in the folders' alphabetical order, and the config's differs: {moved}. Write the "
+            f"config's names in the folders' order. {both}",
+        )
+
+
 def against_heads(model: dict, metainfo: dict) -> Iterator[tuple[str, str]]:
     """Compare names with every `num_classes` of a model; yields `(key, text)`.
 
@@ -78,6 +105,25 @@ def against_heads(model: dict, metainfo: dict) -> Iterator[tuple[str, str]]:
                 f'and num_stuff_classes are {parts[0]} and {parts[1]}; expected {expected[0]} and {expected[1]}, as '
                 f'the dataset names {shorten_names(classes)}',
             )
+
+
+def other_folders(training: list[str], folders: list[str]) -> Iterator[tuple[str, str]]:
+    """Compare the class folders of an evaluation with those of training; yields `(level, text)`."""
+    lacks = [name for name in training if name not in folders]
+    more = [name for name in folders if name not in training]
+    said = [f'{what} {shorten(map(repr, those), 10)}' for what, those in (('lacks', lacks), ('adds', more)) if those]
+    yield (
+        'error',
+        f'its class folders are not those of training: {" and ".join(said)}. Labels are numbers of folders in '
+        f'alphabetical order, so the later ones shift; an empty folder keeps its number',
+    )
+
+
+def against_preprocessor(model: dict, classes: list[str]) -> Iterator[tuple[str, str]]:
+    """Compare names with the number of classes by which mmpretrain's batch augmentation writes labels."""
+    count = (model.get('data_preprocessor') or {}).get('num_classes')
+    if count is not None and count != len(classes) and any(head.get('num_classes') for _, head in heads(model)):
+        yield 'model.data_preprocessor.num_classes', f'is {count}, but the dataset names {shorten_names(classes)}'
 
 
 def one_class(model: dict, classes: list[str]) -> Iterator[str]:

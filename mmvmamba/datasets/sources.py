@@ -14,6 +14,12 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, METRICS, TRANSFORMS, DefaultScope, Registry
 
+from . import class_folders
+
+REFUSALS = (ValueError, AssertionError, OSError, KeyError, RuntimeError)
+"""What datasets of the toolboxes raise at data or arguments that they cannot use; also TypeError, at others'."""
+
+_REFUSALS = (TypeError, *REFUSALS)
 _LABEL_MAP_KEYS = ('seg', 'seg_map_path')  # prefixes that only a transform makes a dataset read
 
 
@@ -79,6 +85,10 @@ class Source:
 
     def metainfo(self) -> dict:
         """Names and the like, the class's defaults included."""
+        if self.lists_classes:
+            dataset = self.build()  # which knows a file of names, too
+            classes = class_folders.classes_of(dataset)
+            return dataset.metainfo if classes is None else dict(dataset.metainfo, classes=classes)
         given = copy.deepcopy(self.config.get('metainfo'))
         if isinstance(self.cls, type) and issubclass(self.cls, BaseDataset):
             return self.cls._load_metainfo(given)
@@ -98,6 +108,11 @@ class Source:
         """Yield `(key, path)` of every local file and folder that will be read."""
         if self.remote:
             return
+        if self.lists_classes:
+            yield from self._class_paths()
+            return
+        if isinstance(self.config.get('data_prefix'), str):  # of mmpretrain's other classes, which may download
+            return
         root = self.config.get('data_root') or ''
         entries = {key: self.config.get(key) for key in ('ann_file', 'proposal_file')}
         for key, value in dict(self.config.get('data_prefix') or {}).items():
@@ -106,6 +121,21 @@ class Source:
         for key, value in entries.items():
             if isinstance(value, str) and value and '://' not in value:
                 yield key, Path(root, value)
+
+    @property
+    def lists_classes(self) -> bool:
+        """Whether it is mmpretrain's dataset of a folder a class, or of a list of files and labels."""
+        base = _imported('mmpretrain.datasets.custom', 'CustomDataset')
+        return base is not None and isinstance(self.cls, type) and issubclass(self.cls, base)
+
+    def _class_paths(self) -> Iterator[tuple[str, Path]]:
+        try:
+            dataset = self.build()
+        except _REFUSALS:  # said where its names are asked for
+            return
+        for key, path in (('data_prefix', dataset.img_prefix), ('ann_file', dataset.ann_file)):
+            if path and '://' not in path and not any(map(_by_a_backend, self.pipeline)):
+                yield key, Path(path)
 
     def _reads(self, prefix: str) -> bool:
         cls = self.cls
@@ -247,7 +277,14 @@ def reads_coco_instances(cls: type | None) -> bool:
 
 
 def _of_a_toolbox(function) -> bool:
-    return function.__module__.partition('.')[0] in ('mmcv', 'mmdet', 'mmengine', 'mmseg', 'mmvmamba')
+    return function.__module__.partition('.')[0] in (
+        'mmcv',
+        'mmdet',
+        'mmengine',
+        'mmpretrain',
+        'mmseg',
+        'mmvmamba',
+    )
 
 
 def _loads_images(cls) -> bool:

@@ -5,10 +5,12 @@ from .layer_decay import LayerDecayConstructor
 from .loading import StrictLoading
 from .mixed_precision import CpuAmpOptimWrapper
 from .nonfinite import NonFiniteGuard
+from .pictures import ClassificationPictures
 from .randomness import ReproducibleRandomness, seed_worker
 from .sharding import wrap_blocks
 
 __all__ = [
+    'ClassificationPictures',
     'CpuAmpOptimWrapper',
     'DurableCheckpointHook',
     'LayerDecayConstructor',

@@ -31,7 +31,13 @@ _HOW_TO_GET = {
         'data/ade/ADEChallengeData2016/{images,annotations}/{training,validation}. For a small set to try: '
         f'{_SHAPES}, then a config of configs/demo.'
     ),
+    'mmpretrain': (
+        'ImageNet-1K (image-net.org) unpacks to data/imagenet/{train,val}, one folder a class in each. For a small set '
+        f'to try: {_SHAPES} --classification, then a config of configs/demo.'
+    ),
 }
+TASKS = tuple(_HOW_TO_GET)
+"""The toolboxes: detection, segmentation, classification."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,14 +85,14 @@ def _suggest(path: Path) -> str:
 
 
 def task_of(cfg: Config) -> str:
-    """The toolbox a config is for: 'mmdet' or 'mmseg'.
+    """The toolbox a config is for, one of `TASKS`.
 
     Raises:
-        ValueError: neither.
+        ValueError: none of them.
     """
     scope = cfg.get('default_scope')
     if scope not in _HOW_TO_GET:
-        raise ValueError(f"default_scope={scope!r} in {cfg.filename}; expected 'mmdet' or 'mmseg'")
+        raise ValueError(f'default_scope={scope!r} in {cfg.filename}; expected one of {", ".join(map(repr, TASKS))}')
     return scope
 
 
@@ -265,6 +271,10 @@ def draw_predictions(cfg: Config, folder: str) -> None:
         folder: where to.
     """
     folder = str(Path(folder).absolute())
+    if task_of(cfg) == 'mmpretrain':
+        pictures = dict(type='mmvmamba.ClassificationPictures', out_dir=folder)
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), pictures]
+        return
     detection = task_of(cfg) == 'mmdet'
     hooks = cfg.get('default_hooks') or {}
     hook = hooks.get('visualization') or dict(type='DetVisualizationHook' if detection else 'SegVisualizationHook')

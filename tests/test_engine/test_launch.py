@@ -25,7 +25,7 @@ def test_options_are_merged(tmp_path):
 
 
 def test_config_of_neither_toolbox_is_refused():
-    with pytest.raises(ValueError, match=r"default_scope='mmpose'.*'mmdet' or 'mmseg'"):
+    with pytest.raises(ValueError, match=r"default_scope='mmpose'.*'mmdet', 'mmseg', 'mmpretrain'"):
         launch.task_of(Config(dict(default_scope='mmpose')))
 
 

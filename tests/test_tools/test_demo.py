@@ -35,11 +35,21 @@ def test_other_lines_say_nothing(line):
     assert demo.read_progress(line, 10) is None
 
 
-def test_table_of_detection_and_segmentation():
+def test_table_of_metrics():
     shown = demo.table({'coco/bbox_mAP': 0.5, 'coco/bbox_mAP_l': -1.0, 'coco/segm_mAP': 0.25, 'lr': 1})
     assert [line.split() for line in shown] == [['AP'], ['boxes', '0.5'], ['masks', '0.25']]
     shown = demo.table({'aAcc': 93.21, 'mIoU': 76.0, 'mAcc': 80.5})
     assert [line.split() for line in shown][1] == ['pixels', '76', '93.21', '80.5']
+    assert [line.split() for line in demo.table({'accuracy/top1': 93.5})] == [['right', '(%)'], ['images', '93.5']]
+
+
+def test_of_classification_the_overview_is_named(tmp_path):
+    for name in ('star/1.png', 'right_and_wrong.png'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert demo.where_drawn(tmp_path).startswith(f'{tmp_path}/right_and_wrong.png')
+    (tmp_path / 'right_and_wrong.png').unlink()
+    assert demo.where_drawn(tmp_path).startswith(f'{tmp_path}/star ')
 
 
 TRAIN = """

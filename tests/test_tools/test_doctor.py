@@ -43,8 +43,15 @@ FORKS = {
     'onedl-mmcv': '2.3.6',
     'onedl-mmdetection': '3.5.1',
     'onedl-mmsegmentation': '1.4.2',
+    'onedl-mmpretrain': '1.3.6',
 }
-ORIGINALS = {'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmdet': '3.3.0', 'mmsegmentation': '1.2.2'}
+ORIGINALS = {
+    'mmengine': '0.10.7',
+    'mmcv': '2.1.0',
+    'mmdet': '3.3.0',
+    'mmsegmentation': '1.2.2',
+    'mmpretrain': '1.2.0',
+}
 
 
 @pytest.fixture
@@ -69,14 +76,15 @@ def installed(monkeypatch):
 @pytest.mark.parametrize('packages', [FORKS, ORIGINALS], ids=['forks', 'originals'])
 def test_either_family_is_recognised(packages, installed):
     found = installed(packages)
-    assert [found[name].status for name in ('OpenMMLab family', 'mmengine', 'mmcv', 'mmdet', 'mmseg')] == ['ok'] * 5
+    names = ('OpenMMLab family', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain')
+    assert [found[name].status for name in names] == ['ok'] * 6
     assert ('without extras' in found['OpenMMLab family'].detail) == (packages is ORIGINALS)
 
 
 @pytest.mark.parametrize('packages', [FORKS, ORIGINALS], ids=['forks', 'originals'])
 def test_other_versions_are_other_than_tested_and_not_missing(packages, installed):
     found = installed(dict.fromkeys(packages, '9.9.9'))
-    for name in ('mmengine', 'mmcv', 'mmdet', 'mmseg'):
+    for name in ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'):
         assert found[name].status == 'note'
         assert 'other than tested' in found[name].detail
 
@@ -125,9 +133,10 @@ def test_oldest_triton_is_the_one_that_the_kernels_need():
 def test_one_toolbox_is_enough(monkeypatch):
     monkeypatch.setattr(doctor, 'check_machine', list)
     monkeypatch.setattr(doctor, 'check_package', lambda name: doctor.Finding(name, 'note', 'not installed'))
-    for module in ('mmdet', 'mmseg'):
+    for module in doctor.TOOLBOXES:
         monkeypatch.delitem(sys.modules, module, raising=False)
-    monkeypatch.setitem(sys.modules, 'mmseg', doctor)
-    assert 'problem' not in {f.status for f in doctor.examine() if f.name in ('mmdet', 'mmseg')}
-    monkeypatch.delitem(sys.modules, 'mmseg')
-    assert {f.status for f in doctor.examine() if f.name in ('mmdet', 'mmseg')} == {'problem'}
+    for module in doctor.TOOLBOXES:
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, module, doctor)
+            assert 'problem' not in {f.status for f in doctor.examine() if f.name in doctor.TOOLBOXES}
+    assert {f.status for f in doctor.examine() if f.name in doctor.TOOLBOXES} == {'problem'}

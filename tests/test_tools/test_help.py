@@ -10,7 +10,7 @@ from tool_runs import ROOT
 from triton_runs import triton_of_the_kernels
 
 TOOLS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'tools').rglob('*.py'))
-READ_CHECKPOINTS = ('train', 'test', 'image_demo', 'convert_checkpoint', 'erf', 'activation_map')
+READ_CHECKPOINTS = ('train', 'test', 'image_demo', 'convert_checkpoint', 'erf', 'activation_map', 'resolution')
 
 
 @pytest.fixture

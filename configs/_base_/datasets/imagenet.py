@@ -1,6 +1,6 @@
 # ImageNet-1K in folders train and val, one folder a class in each. Batches of 128 on 8 devices make the published 1024.
 # Files are decoded by Pillow, their orientation tags ignored, as by the published loaders: OpenCV's pixels differ.
-dataset_type = 'ImageNet'
+dataset_type = 'mmvmamba.CheckedImageNet'
 data_root = 'data/imagenet'
 bgr_mean = [103.53, 116.28, 123.675]
 bgr_std = [57.375, 57.12, 58.395]

@@ -1,0 +1,86 @@
+"""The papers' tables: rows for what runs here, with the published figures beside, where there are any."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmvmamba.analysis import classifier_benchmark, published
+from mmvmamba.analysis.flops import complexity
+from mmvmamba.models import VMamba
+
+CONFIG = Path(__file__).resolve().parents[2] / 'configs/demo/vmamba_shapes_cls.py'
+
+
+def test_scale_has_published_points_beside(tmp_path):
+    pytest.importorskip('mmpretrain')
+    cfg = Config.fromfile(CONFIG)
+    cfg.model.backbone = dict(type='VMamba', arch='tiny_s1l8', embed_dims=8, depths=(1, 1, 1, 1), out_indices=(3,))
+    cfg.model.head.in_channels = 64
+    cfg.dump(tmp_path / 'small.py')
+    cfg.model.backbone = dict(
+        type='FastVim', arch='tiny', embed_dims=16, depth=2, out_type='featmap', img_size=32, patch_size=16
+    )
+    cfg.model.head.in_channels = 16
+    cfg.dump(tmp_path / 'fastvim.py')
+    configs = [str(tmp_path / 'small.py'), str(tmp_path / 'fastvim.py')]
+    options = dict(batch=1, vim=True, training=True, amp=False, repeat=1, plot=tmp_path / 'scale.png')
+    rows = classifier_benchmark.scale(configs, [64, 96], rivals=['Swin-T'], **options)
+    assert len(rows) == 8
+    assert [row['model'] for row in rows[:3]] == ['small', 'fastvim', 'fastvim, every token scanned (Vim)']
+    for row in rows:
+        assert not row['note']
+        assert all(float(row[key]) > 0 for key in ('parameters M', 'images/s', 'training images/s'))
+        assert row['published GFLOPs'] == ''
+    assert (rows[3]['model'], rows[3]['parameters M']) == ('Swin-T', '28.27')  # 28.29 with windows of 7
+    assert (tmp_path / 'scale.png').stat().st_size > 5000
+    other = str(CONFIG.with_name('upernet_vmamba_shapes.py'))
+    with pytest.raises(ValueError, match='no classifier'):
+        classifier_benchmark.scale([other], [64], rivals=[], **options)
+
+
+def test_published_figures_are_named_with_their_device():
+    theirs = published.table('resolution')
+    said = classifier_benchmark._beside(theirs.row(model='Swin-T', size=224), theirs)
+    assert said == {
+        'published GFLOPs': 4.51,
+        'published images/s (NVIDIA A100, batch 32)': 1142,
+        'published training images/s (NVIDIA A100)': 769,
+        'published top-1': 81.19,
+    }
+
+
+def test_models_are_called_as_the_papers_do():
+    assert published.model_name(dict(type='VMamba', arch='small_s2l15', out_indices=(3,))) == 'VMamba-S s2l15'
+    assert published.model_name(dict(type='mmvmamba.VMamba', arch='base_v0')) == 'VMamba-B vanilla'
+    assert published.model_name(dict(type=VMamba, arch='tiny_s1l8', drop_path_rate=0.1)) == 'VMamba-T s1l8'
+    assert published.model_name(dict(type='VMamba', arch='tiny_s1l8', embed_dims=8)) is None
+    assert published.model_name(dict(type='FastVim', arch='tiny')) is None
+
+
+@pytest.mark.parametrize('size', [224, 288])
+def test_published_flops_of_the_resolution_table_are_counted(size):
+    """In full at 224; the other sizes of the table grow with it."""
+    model = classifier_benchmark.Classifier(VMamba('tiny_s1l8', out_indices=(3,)))
+    counted = complexity(model, torch.zeros(1, 3, size, size))
+    row = published.table('resolution').row(model='VMamba-T s1l8', size=size)
+    assert round(counted.flops / 1e9, 2) == row['gflops']
+    if size == 224:
+        exact = published.table('models').row(model='VMamba-T s1l8')
+        assert (counted.parameters, counted.flops / 1e9) == (exact['parameters'], exact['gflops'])
+
+
+def test_ablation_rows(monkeypatch):
+    """Every published row, on a network of a fifth of the channels."""
+    monkeypatch.setattr(
+        classifier_benchmark,
+        'VMamba',
+        lambda arch, **options: VMamba(arch, embed_dims=16, depths=(1, 1, 1, 1), **options),
+    )
+    rows = classifier_benchmark.routes(32, 1, 1)
+    assert len(rows) == 8
+    assert rows[0]['VMamba-T s1l8'] == 'routes unidi, conv_size 3'
+    assert [row['published top-1'] for row in rows[:2]] == [82.26, 80.88]
+    assert float(rows[0]['GFLOPs']) >= float(rows[1]['GFLOPs'])
+    assert [row['published top-1'] for row in classifier_benchmark.ssm_init(32, 1, 1)] == [82.60, 82.58, 82.67]
