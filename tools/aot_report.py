@@ -41,7 +41,7 @@ from mmvmamba.kernels.shared_triton import (
     tile_state,
 )
 from mmvmamba.kernels.shared_triton.numerics import BT, launch_options
-from mmvmamba.kernels.shared_triton.spec import IN_REGISTERS, Spec, scan_block, scan_bwd_block, spec_of
+from mmvmamba.kernels.shared_triton.spec import IN_REGISTERS, Spec, rank_block, scan_block, scan_bwd_block
 from mmvmamba.kernels.ss2d import triton_norm
 from rich.console import Console
 from rich.progress import track
@@ -138,10 +138,9 @@ def _types(kernel, constants, **half) -> dict:
 
 def _spec(D: int, N: int, R: int, dtype: str, target: str, walks: dict, **block) -> Spec:
     """What `scan.spec` says on a machine with this GPU."""
-    names = {'count': 'K', **{name: name.upper() for name in ('columns', 'reverses', 'keeps', 'grouped', 'long_lines')}}
-    walks = {name: walks[constant] for name, constant in names.items()}
-    sizes = dict(channels=D, states=N, rank=R, softplus=True, large=False)
-    return spec_of(**walks, **sizes, **block, arithmetic=_numerics(dtype, target))
+    arithmetic = _numerics(dtype, target)
+    sizes = dict(D=D, N=N, R=R, RB=rank_block(R, N, arithmetic['OPERAND']), BL=BT, SOFTPLUS=True, LARGE=False)
+    return Spec(**walks, **sizes, **block, **arithmetic)
 
 
 def _scan_variant(name, kernel, spec: Spec, half: dict, absent, options, **figures) -> Variant:
@@ -165,7 +164,7 @@ def scan_variants(D: int, N: int, R: int, dtype: str, target: str, walks=CROSS):
         ('backward tile_state', tile_state.tile_state, False, states, {}),
         ('backward chunk_state', tile_state.chunk_state_bwd, True, (), {}),
     ):
-        spec = _spec(D, N, R, dtype, target, walks, block=block, vector=block // 32, chunked=chunked)
+        spec = _spec(D, N, R, dtype, target, walks, BD=block, VECTOR=block // 32, CHUNKED=chunked)
         options = scan.scan_options(N, exact, _is_cuda(target))
         yield _scan_variant(name, kernel, spec, half, absent, options, elements=BT * block / 32, **limits)
     for kernel in (state_passing.state_passing, state_passing.reverse_state_passing):
@@ -174,7 +173,7 @@ def scan_variants(D: int, N: int, R: int, dtype: str, target: str, walks=CROSS):
 
     block = scan_bwd_block(D, N)
     for chunked in (False, True):
-        spec = _spec(D, N, R, dtype, target, walks, block=block, vector=1, chunked=chunked)
+        spec = _spec(D, N, R, dtype, target, walks, BD=block, VECTOR=1, CHUNKED=chunked)
         absent = () if chunked else ('p_tile_sums', 'p_states', 'p_adjoints') if not many else ('p_tile_sums',)
         yield _scan_variant(
             f'backward {"chunk_scan" if chunked else "one pass"}',

@@ -16,7 +16,7 @@ from .chunk_state import chunk_state
 from .launch import Launch, on_device, planned
 from .numerics import BT, launch_options, multiprocessors, numerics
 from .routes import is_large
-from .spec import IN_REGISTERS, Spec, scan_block, spec_of
+from .spec import IN_REGISTERS, Spec, rank_block, scan_block
 from .state_passing import state_passing
 
 PROGRAMS_PER_MULTIPROCESSOR = 8
@@ -115,11 +115,25 @@ def chunking(programs: int, length: int, device: torch.device) -> tuple[int, int
 
 def spec(form: Form, block: int, vector: int, chunked: bool) -> Spec:
     """What is compiled into a kernel that scans with `block` channels a program, `vector` of them a lane."""
-    return spec_of(
-        **dict(count=form.count, channels=form.channels, states=form.states, rank=form.rank, block=block),
-        **dict(vector=vector, columns=form.columns, reverses=form.reverses, keeps=form.keeps, chunked=chunked),
-        **dict(grouped=form.grouped, softplus=form.softplus, long_lines=form.grid[0] >= BT),
-        **dict(large=is_large(form.length, form.grid[0]), arithmetic=arithmetic_of(form)),
+    arithmetic = arithmetic_of(form)
+    return Spec(
+        K=form.count,
+        D=form.channels,
+        N=form.states,
+        R=form.rank,
+        RB=rank_block(form.rank, form.states, arithmetic['OPERAND']),
+        COLUMNS=form.columns,
+        REVERSES=form.reverses,
+        KEEPS=form.keeps,
+        GROUPED=form.grouped,
+        SOFTPLUS=form.softplus,
+        CHUNKED=chunked,
+        BL=BT,
+        BD=block,
+        VECTOR=vector,
+        LONG_LINES=form.grid[0] >= BT,
+        LARGE=is_large(form.length, form.grid[0]),
+        **arithmetic,
     )
 
 

@@ -2,8 +2,6 @@
 
 from typing import NamedTuple
 
-from .numerics import BT
-
 IN_REGISTERS = 2
 """States per channel that a scan keeps in registers; more live in memory, with a barrier (of one warp) a tile."""
 
@@ -88,33 +86,6 @@ class Spec(NamedTuple):
     def READS_WEIGHTS_ONCE_MORE(self) -> bool:
         """Whether it reads them again for the ragged tile alone."""
         return self.OPERAND == 'fp32' and not self.MANY and self.R > KEPT_RANKS
-
-
-def spec_of(
-    *,
-    count: int,
-    channels: int,
-    states: int,
-    rank: int,
-    block: int,
-    vector: int,
-    columns: int,
-    reverses: int,
-    keeps: int,
-    grouped: bool,
-    softplus: bool,
-    chunked: bool,
-    long_lines: bool,
-    large: bool,
-    arithmetic: dict,
-) -> Spec:
-    """The `Spec` of a kernel whose programs take `block` channels, `arithmetic` being `numerics.numerics`."""
-    return Spec(
-        **dict(K=count, D=channels, N=states, R=rank, RB=rank_block(rank, states, arithmetic['OPERAND'])),
-        **dict(COLUMNS=columns, REVERSES=reverses, KEEPS=keeps, GROUPED=grouped, SOFTPLUS=softplus, CHUNKED=chunked),
-        **dict(BL=BT, BD=block, VECTOR=vector, LONG_LINES=long_lines, LARGE=large),
-        **arithmetic,
-    )
 
 
 def rank_block(rank: int, states: int, operand: str) -> int:
