@@ -28,11 +28,20 @@ try:
     import triton
 except ImportError as missing:
     sys.exit(f'aot_report.py: the compiler is not installed ({missing}); pip install triton')
-import triton.language as tl
 from mmvmamba.kernels.depthwise_conv import triton_conv
 from mmvmamba.kernels.pooled_scan import triton_gate, triton_pool, triton_scan, triton_stack
-from mmvmamba.kernels.shared_triton import bwd, fwd, sums
+from mmvmamba.kernels.shared_triton import (
+    chunk_scan,
+    chunk_scan_bwd,
+    chunk_state,
+    scan,
+    scan_bwd,
+    state_passing,
+    sums,
+    tile_state,
+)
 from mmvmamba.kernels.shared_triton.numerics import BT, launch_options
+from mmvmamba.kernels.shared_triton.spec import IN_REGISTERS, Spec, rank_block, scan_block, scan_bwd_block
 from mmvmamba.kernels.ss2d import triton_norm
 from rich.console import Console
 from rich.progress import track
@@ -113,7 +122,7 @@ def _is_cuda(target: str) -> bool:
 def _numerics(dtype: str, target: str) -> dict:
     """What `numerics.numerics` says on a machine with this GPU."""
     cuda, exact = _is_cuda(target), dtype == 'fp32'
-    operand = tl.bfloat16 if dtype == 'bf16' else tl.float32
+    operand = 'bf16' if dtype == 'bf16' else 'fp32'
     precision = 'ieee' if not cuda else 'tf32x3' if exact else 'tf32'
     return dict(FAST=cuda, EXACT=exact, OPERAND=operand, PRECISION=precision)
 
@@ -127,45 +136,51 @@ def _types(kernel, constants, **half) -> dict:
     }
 
 
+def _spec(D: int, N: int, R: int, dtype: str, target: str, walks: dict, **block) -> Spec:
+    """What `scan.spec` says on a machine with this GPU."""
+    arithmetic = _numerics(dtype, target)
+    sizes = dict(D=D, N=N, R=R, RB=rank_block(R, N, arithmetic['OPERAND']), BL=BT, SOFTPLUS=True, LARGE=False)
+    return Spec(**walks, **sizes, **block, **arithmetic)
+
+
+def _scan_variant(name, kernel, spec: Spec, half: dict, absent, options, **figures) -> Variant:
+    """One of the kernels that scan; `absent`: the pointers that it is called without."""
+    constants = dict.fromkeys(absent) | dict(SPEC=spec)
+    return Variant(name, kernel, _types(kernel, constants, **half), constants, options, **figures)
+
+
 def scan_variants(D: int, N: int, R: int, dtype: str, target: str, walks=CROSS):
     """The scan's kernels for walks over D channels each."""
-    block = fwd.block_of(D, N, R, dtype == 'fp32')
-    shared = dict(D=D, N=N, R=R, SOFTPLUS=True, BT=BT, LARGE=False, **walks, **_numerics(dtype, target))
-    shared['RB'] = fwd.rank_block(R, N, shared['OPERAND'])
+    exact, many = dtype == 'fp32', N > IN_REGISTERS
     half = dict.fromkeys(('p_projected', 'p_y', 'p_dx', 'p_dy'), 'bf16' if dtype == 'bf16' else 'fp32')
-    half.update(p_x=dtype, p_ready=dtype)
-    for name, summary, tiles, starts in (
-        ('forward one pass', False, False, False),
-        ('forward summary', True, False, False),
-        ('forward replay', False, False, True),
-        ('backward prepare', False, True, False),
-        ('backward prepare chunked', True, True, False),
+    half.update(p_x=dtype, p_steps='fp32' if R else dtype)
+    block = scan_block(D, N, R, exact)
+    budget = (30 if R <= 12 else 40) if N == 1 and not exact else None
+    states = () if many else ('p_states',)
+    for name, kernel, chunked, absent, limits in (
+        ('forward one pass', chunk_scan.chunk_scan, False, states, dict(budget=budget, specials=2 + N)),
+        ('forward chunk_state', chunk_state.chunk_state, True, (), dict(specials=2 + N)),
+        ('forward chunk_scan', chunk_scan.chunk_scan, True, (), dict(budget=budget, specials=2 + N)),
+        ('backward tile_state', tile_state.tile_state, False, states, {}),
+        ('backward chunk_state', tile_state.chunk_state_bwd, True, (), {}),
     ):
-        constants = dict(shared, BD=block, VECTOR=block // 32, SUMMARY=summary, TILES=tiles, STARTS=starts)
-        yield Variant(
-            name,
-            fwd._walk,
-            _types(fwd._walk, constants, **half),
-            constants,
-            fwd.walk_options(N, shared['EXACT'], shared['FAST']),
-            elements=BT * block / 32,
-            budget=(30 if R <= 12 else 40) if N == 1 and dtype != 'fp32' and not summary and not tiles else None,
-            specials=None if tiles else 2 + N,
-        )
-    constants = dict(K=walks['K'], D=D, N=N, BACK=False, BD=32)
-    yield Variant('carry', fwd._carry, _types(fwd._carry, constants), constants, dict(num_warps=1), 1)
+        spec = _spec(D, N, R, dtype, target, walks, BD=block, VECTOR=block // 32, CHUNKED=chunked)
+        options = scan.scan_options(N, exact, _is_cuda(target))
+        yield _scan_variant(name, kernel, spec, half, absent, options, elements=BT * block / 32, **limits)
+    for kernel in (state_passing.state_passing, state_passing.reverse_state_passing):
+        constants = dict(K=walks['K'], D=D, N=N, BD=32)
+        yield Variant(kernel.fn.__name__, kernel, _types(kernel, constants), constants, dict(num_warps=1), 1)
 
-    block = bwd.block_of(D, N)
+    block = scan_bwd_block(D, N)
     for chunked in (False, True):
-        constants = dict(shared, BD=block, VECTOR=1, CHUNKED=chunked)
-        yield Variant(
-            f'backward walk{" chunked" * chunked}',
-            bwd._walk_back,
-            _types(bwd._walk_back, constants, **half),
-            constants,
-            dict(num_warps=block // 32, num_stages=1),
+        spec = _spec(D, N, R, dtype, target, walks, BD=block, VECTOR=1, CHUNKED=chunked)
+        absent = () if chunked else ('p_tile_sums', 'p_states', 'p_adjoints') if not many else ('p_tile_sums',)
+        yield _scan_variant(
+            f'backward {"chunk_scan" if chunked else "one pass"}',
+            chunk_scan_bwd.chunk_scan_bwd,
+            *(spec, half, absent, scan_bwd.scan_bwd_options(block)),
             elements=BT,
-            budget=110 if N == 1 and dtype != 'fp32' else None,
+            budget=110 if N == 1 and not exact else None,
         )
     yield _launched('collect', sums.collecting(walks['K'], D, N, 2, R), {}, sums.ELEMENTS)
     if walks is CROSS:
@@ -194,11 +209,11 @@ def norm_and_convolution_variants(D: int, dtype: str, target: str):
     blocks, options = triton_norm.tiling(D), launch_options(triton_norm.WARPS, _is_cuda(target))
     tile = blocks['BR'] * blocks['BD'] / 32 / options['num_warps']
     for gated in (False, True):
-        constants = dict(D=D, GATED=gated, **blocks)
+        constants = dict(D=D, **blocks, **({} if gated else dict(p_gate=None)))
         for name, kernel, extra in (
-            ('norm', triton_norm._normalise, dict(K=4, KEEP=False)),
-            ('norm with sum', triton_norm._normalise, dict(K=4, KEEP=True)),
-            ('norm backward', triton_norm._differentiate, {}),
+            ('norm', triton_norm.merge_norm, dict(K=4, p_sum=None)),
+            ('norm with sum', triton_norm.merge_norm, dict(K=4)),
+            ('norm backward', triton_norm.merge_norm_bwd, {} if gated else dict(p_dgate=None)),
         ):
             types = dict(_types(kernel, dict(constants, **extra), **half), eps='fp32')
             yield Variant(f'{name}{" gated" * gated}', kernel, types, dict(constants, **extra), options, tile)
@@ -343,7 +358,8 @@ def programs(target: str, registers: int, shared: int, warps: int) -> int:
 def measure(variant: Variant, target: str) -> dict:
     """Compile one variant and describe it; figures of the code only for CUDA, whose tools Triton brings."""
     row = dict(kernel=variant.name, target=target)
-    row.update({k: variant.constants[k] for k in ('D', 'N', 'R') if k in variant.constants})
+    sizes = variant.constants['SPEC']._asdict() if 'SPEC' in variant.constants else variant.constants
+    row.update({k: sizes[k] for k in ('D', 'N', 'R') if k in sizes})
     compiled = triton.compile(_source(variant), target=TARGETS[target], options=variant.options)
     row.update(shared=compiled.metadata.shared, failures=[])
     if 'cubin' not in compiled.asm:

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import torch
 
-from ..shared_triton.bwd import scan_backward
-from ..shared_triton.fwd import Walks, scan
 from ..shared_triton.launch import on_device, planned
 from ..shared_triton.numerics import dense, multiprocessors, programs_of_runs
+from ..shared_triton.scan import Walks, scan
+from ..shared_triton.scan_bwd import scan_backward
 from ..ss2d.triton_scan import route_dtype
 from .op import Direction
 from .triton_gate import Gating, GatingBack, gate, gate_backward, gating, gating_back

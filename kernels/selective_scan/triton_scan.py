@@ -6,9 +6,9 @@ once each; SS2D, which the networks use, needs no transpose.
 
 import torch
 
-from ..shared_triton.bwd import scan_backward
-from ..shared_triton.fwd import Walks, scan
 from ..shared_triton.numerics import dense
+from ..shared_triton.scan import Walks, scan
+from ..shared_triton.scan_bwd import scan_backward
 
 
 def _last(tensor):

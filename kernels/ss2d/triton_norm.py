@@ -17,11 +17,14 @@ _TILE, WARPS = 2048, 4
 
 
 @triton.jit(do_not_specialize=['rows'])
-def _normalise(
-    p_routes, p_weight, p_bias, p_gate, p_sum, p_y, rows, eps,
-    K: tl.constexpr, D: tl.constexpr, GATED: tl.constexpr, KEEP: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
+def merge_norm(
+    p_routes, p_weight, p_bias, p_gate, p_sum, p_y, rows, eps, K: tl.constexpr, D: tl.constexpr, BR: tl.constexpr,
+    BD: tl.constexpr,
 ):  # fmt: skip
-    """`routes (K, rows, D)` to their sum (only if KEEP) and its normalisation, `(rows, D)` each."""
+    """`s = sum_k routes_k`, `y = ((s - mean s) / sqrt(var s + eps) weight + bias) silu(gate)`; `(rows, D)` each.
+
+    `routes (K, rows, D)`. Absent: `gate` is one, `sum` is not kept.
+    """
     o_r = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
     o_d = tl.arange(0, BD)
     m_d = o_d < D
@@ -29,47 +32,51 @@ def _normalise(
     offset = o_r[:, None] * D + o_d[None, :]
     total = tl.zeros((BR, BD), tl.float32)
     for _ in tl.static_range(K):
-        total += tl.load(p_routes + offset, mask=mask, other=0.0).to(tl.float32)
+        total += tl.load(p_routes + offset, mask=mask, other=0.0).to(tl.float32)  # (BR, BD)
         p_routes += tl.cast(rows, tl.int64) * D
-    if KEEP:
+    if p_sum is not None:
         tl.store(p_sum + offset, total.to(p_sum.dtype.element_ty), mask=mask)
     mean = tl.sum(total, axis=1) / D
     centred = tl.where(m_d[None, :], total - mean[:, None], 0.0)
     scale = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / D + eps)
-    weight = tl.load(p_weight + o_d, mask=m_d, other=0.0).to(tl.float32)
-    bias = tl.load(p_bias + o_d, mask=m_d, other=0.0).to(tl.float32)
+    weight = tl.load(p_weight + o_d, mask=m_d, other=0.0).to(tl.float32)  # (BD,)
+    bias = tl.load(p_bias + o_d, mask=m_d, other=0.0).to(tl.float32)  # (BD,)
     y = centred * scale[:, None] * weight[None, :] + bias[None, :]
-    if GATED:
-        gate = tl.load(p_gate + offset, mask=mask, other=0.0).to(tl.float32)
+    if p_gate is not None:
+        gate = tl.load(p_gate + offset, mask=mask, other=0.0).to(tl.float32)  # (BR, BD)
         y *= silu(gate)
     tl.store(p_y + offset, y.to(p_y.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=['rows', 'share'])
-def _differentiate(
-    p_dy, p_sum, p_weight, p_bias, p_gate, p_dsum, p_sums, p_dgate, rows, share, eps,
-    D: tl.constexpr, GATED: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
+def merge_norm_bwd(
+    p_dy, p_sum, p_weight, p_bias, p_gate, p_dsum, p_sums, p_dgate, rows, share, eps, D: tl.constexpr,
+    BR: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Gradients for a run of `share` tiles of rows; `sums (runs, 2, D)` are those of weight and bias."""
+    """Gradients for a run of `share` tiles of rows, with `n = (s - mean s) / sqrt(var s + eps)`, `g = dy silu(gate)`:
+
+    `ds = (w g - mean(w g) - n mean(w g n)) / sqrt(var s + eps)`, `dgate = dy (n w + bias) silu'(gate)`, and to
+    `sums (runs, 2, D)` those of weight and bias, `sum g n` and `sum g`. Every route's gradient is ds.
+    """
     i_run = tl.program_id(0)
     o_d = tl.arange(0, BD)
     m_d = o_d < D
-    weight = tl.load(p_weight + o_d, mask=m_d, other=0.0).to(tl.float32)
-    bias = tl.load(p_bias + o_d, mask=m_d, other=0.0).to(tl.float32)
+    weight = tl.load(p_weight + o_d, mask=m_d, other=0.0).to(tl.float32)  # (BD,)
+    bias = tl.load(p_bias + o_d, mask=m_d, other=0.0).to(tl.float32)  # (BD,)
     dweight = tl.zeros((BD,), tl.float32)
     dbias = tl.zeros((BD,), tl.float32)
     for i in range(i_run * share, (i_run + 1) * share):
         o_r = tl.cast(i, tl.int64) * BR + tl.arange(0, BR)
         mask = (o_r < rows)[:, None] & m_d[None, :]
         offset = o_r[:, None] * D + o_d[None, :]
-        total = tl.load(p_sum + offset, mask=mask, other=0.0).to(tl.float32)
+        total = tl.load(p_sum + offset, mask=mask, other=0.0).to(tl.float32)  # (BR, BD)
         mean = tl.sum(total, axis=1) / D
         centred = tl.where(m_d[None, :], total - mean[:, None], 0.0)
         scale = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / D + eps)
         normed = centred * scale[:, None]
-        g = tl.load(p_dy + offset, mask=mask, other=0.0).to(tl.float32)
-        if GATED:
-            gate = tl.load(p_gate + offset, mask=mask, other=0.0).to(tl.float32)
+        g = tl.load(p_dy + offset, mask=mask, other=0.0).to(tl.float32)  # (BR, BD)
+        if p_gate is not None:
+            gate = tl.load(p_gate + offset, mask=mask, other=0.0).to(tl.float32)  # (BR, BD)
             dgate = g * (normed * weight[None, :] + bias[None, :]) * silu_slope(gate)
             tl.store(p_dgate + offset, dgate.to(p_dgate.dtype.element_ty), mask=mask)
             g *= silu(gate)
@@ -92,12 +99,12 @@ def tiling(channels: int) -> dict:
 
 @planned
 def _normalising(shape, channels: int, dtypes, device, gated: bool, keep: bool) -> tuple[int, Launch]:
-    """Rows, and the launch of `_normalise`."""
+    """Rows, and the launch of `merge_norm`; `gated` and `keep` decide which tensors it gets."""
     rows, blocks = math.prod(shape[1:]) // channels, tiling(channels)
     return rows, Launch(
-        _normalise,
+        merge_norm,
         triton.cdiv(rows, blocks['BR']),
-        **dict(K=shape[0], D=channels, GATED=gated, KEEP=keep, **blocks),
+        **dict(K=shape[0], D=channels, **blocks),
         **launch_options(WARPS, is_cuda(device)),
     )
 
@@ -123,19 +130,22 @@ def normalise(routes, weight, bias, gate, eps, dtype, keep):
     rows, launch = _normalising(shape, shape[3], dtypes, routes.device, gate is not None, keep)
     if rows:
         with on_device(routes):
-            launch((routes, weight, bias, y if gate is None else gate, total if keep else y, y), rows, eps)
+            launch.start(
+                **dict(p_routes=routes, p_weight=weight, p_bias=bias, p_gate=gate, p_sum=total if keep else None),
+                **dict(p_y=y, rows=rows, eps=eps),
+            )
     return total, y
 
 
 @planned
 def _differentiating(rows: int, channels: int, dtypes, device, gated: bool, machine: int) -> tuple[int, int, Launch]:
-    """Runs, tiles of a run, and the launch of `_differentiate`."""
+    """Runs, tiles of a run, and the launch of `merge_norm_bwd`."""
     blocks = tiling(channels)
     tiles = triton.cdiv(rows, blocks['BR'])
     runs = max(1, min(tiles, 4 * machine))
     options = launch_options(WARPS, is_cuda(device))
     share = triton.cdiv(tiles, runs)
-    return runs, share, Launch(_differentiate, runs, D=channels, GATED=gated, **blocks, **options)
+    return runs, share, Launch(merge_norm_bwd, runs, D=channels, **blocks, **options)
 
 
 def normalise_backward(dy, total, weight, bias, gate, eps):
@@ -150,9 +160,9 @@ def normalise_backward(dy, total, weight, bias, gate, eps):
     sums = total.new_empty((runs, 2, channels), dtype=torch.float32)
     if rows:
         with on_device(total):
-            launch(
-                (dy, total, weight, bias, total if gate is None else gate, dsum, sums, dsum if gate is None else dgate),
-                *(rows, share, eps),
+            launch.start(
+                **dict(p_dy=dy, p_sum=total, p_weight=weight, p_bias=bias, p_gate=gate, p_dsum=dsum, p_sums=sums),
+                **dict(p_dgate=None if gate is None else dgate, rows=rows, share=share, eps=eps),
             )
     dweight, dbias = sums.sum(0) if rows else sums.new_zeros((2, channels))
     return dsum, dweight, dbias, dgate

@@ -9,9 +9,9 @@ import functools
 import torch
 from torch.nn import functional as F
 
-from ..shared_triton.bwd import scan_backward
-from ..shared_triton.fwd import Walks, scan
 from ..shared_triton.numerics import dense
+from ..shared_triton.scan import Walks, scan
+from ..shared_triton.scan_bwd import scan_backward
 from ..shared_triton.sums import add_up
 from .routes import ROUTES
 from .triton_norm import normalise, normalise_backward

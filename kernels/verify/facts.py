@@ -4,8 +4,8 @@ import functools
 
 import torch
 
-from ..shared_triton import fwd
-from ..shared_triton.numerics import is_large
+from ..shared_triton import scan
+from ..shared_triton.routes import is_large
 from .probe import LAYOUTS
 
 _BLOCKS = (32, 64)
@@ -46,7 +46,8 @@ def facts(operator: str, direction: str, arguments: tuple) -> tuple:
     elif operator != 'depthwise_conv_silu':
         walks = tensors[1].shape[0]
     device = tensors[0].device
-    cut = tuple(fwd.chunking(max(1, batch * walks * -(-channels // block)), length, device)[0] > 1 for block in _BLOCKS)
+    programs = [max(1, batch * walks * -(-channels // block)) for block in _BLOCKS]
+    cut = tuple([scan.chunking(count, length, device)[0] > 1 for count in programs])
     return (
         operator,
         direction,

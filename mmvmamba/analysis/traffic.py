@@ -106,7 +106,7 @@ def counting(multiprocessors: int):
     from triton.runtime import interpreter
 
     from mmvmamba.kernels.pooled_scan import triton_gate
-    from mmvmamba.kernels.shared_triton import fwd, numerics
+    from mmvmamba.kernels.shared_triton import numerics, scan
     from mmvmamba.kernels.ss2d import triton_norm
 
     builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
@@ -137,7 +137,7 @@ def counting(multiprocessors: int):
         stack.enter_context(_replaced(builder, 'create_masked_load', counted_load))
         stack.enter_context(_replaced(builder, 'create_masked_store', counted_store))
         stack.enter_context(_replaced(executor, '__call__', counted_launch))
-        for module in (numerics, fwd, triton_norm, triton_gate):
+        for module in (numerics, scan, triton_norm, triton_gate):
             stack.enter_context(_replaced(module, 'multiprocessors', lambda device: multiprocessors))
         stack.enter_context(operations)
         yield counts

@@ -3,6 +3,7 @@
 `triton*_cases.py` run the kernels, see `tests/interpreter.py`.
 """
 
+import ast
 import random
 import re
 
@@ -35,11 +36,25 @@ def test_no_size_of_an_image_is_compiled_in(aot_report):
         assert numbers <= free | {'eps', 'scale'}
 
 
+@pytest.mark.parametrize('room', ['shared_triton', 'ss2d'])
+def test_kernels_stay_small(room):
+    """Sixty lines and twenty parameters, of which what is compiled in as a `Spec` is one."""
+    for path in (ROOT / 'kernels' / room).glob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and 'triton.jit' in map(_decorator, node.decorator_list):
+                assert node.end_lineno - node.lineno < 60, f'{path.name}: {node.name}'
+                assert len(node.args.args) <= 20, f'{path.name}: {node.name}'
+
+
+def _decorator(node) -> str:
+    return ast.unparse(node.func if isinstance(node, ast.Call) else node)
+
+
 @pytest.mark.parametrize(
     ('group', 'sizes', 'name'),
     [
-        *(('ss2d', (96, 1, 6), f'forward {kind}') for kind in ('one pass', 'summary')),
-        *(('ss2d', (96, 1, 6), f'backward {kind}') for kind in ('prepare', 'walk')),
+        *(('ss2d', (96, 1, 6), f'forward {kind}') for kind in ('one pass', 'chunk_state')),
+        *(('ss2d', (96, 1, 6), f'backward {kind}') for kind in ('tile_state', 'one pass')),
         *(('around ss2d', (96,), name) for name in ('norm with sum', 'norm backward', 'convolution', 'convolution dz')),
         *(('around short scan', (384,), f'pool mean{back}') for back in ('', ' backward')),
         *(('around short scan', (384,), f'gate of long lines{back}') for back in ('', ' backward')),
@@ -58,7 +73,7 @@ def test_compiles_for_a_gpu(group, sizes, name, aot_report):
 
 
 @pytest.mark.parametrize('target', ['sm_100', 'sm_120'])
-@pytest.mark.parametrize('name', ['forward one pass', 'backward walk'])
+@pytest.mark.parametrize('name', ['forward one pass', 'backward one pass'])
 def test_compiles_for_blackwell(name, target, aot_report):
     variants = {v.name: v for v in aot_report.GROUPS['ss2d'](96, 1, 6, 'bf16', target)}
     row = aot_report.measure(variants[name], target)
@@ -70,7 +85,7 @@ def test_compiles_for_blackwell(name, target, aot_report):
 def launches(monkeypatch):
     """Keys under which Triton would look for a compiled kernel on an H200, as a set that launches fill; none runs."""
     from mmvmamba.kernels.pooled_scan import triton_gate
-    from mmvmamba.kernels.shared_triton import fwd, numerics
+    from mmvmamba.kernels.shared_triton import numerics, scan
     from mmvmamba.kernels.ss2d import triton_norm
     from triton.backends.compiler import GPUTarget
 
@@ -87,7 +102,7 @@ def launches(monkeypatch):
             return GPUTarget('cuda', 90, 32)
 
     monkeypatch.setattr(triton.runtime.driver, '_active', Driver())
-    for module in (numerics, fwd, triton_norm, triton_gate):
+    for module in (numerics, scan, triton_norm, triton_gate):
         monkeypatch.setattr(module, 'multiprocessors', lambda device: 132)
     keys = set()
 
@@ -117,7 +132,10 @@ def test_another_size_of_image_compiles_nothing_new(launches):
         step(*size)
     known = set(launches)
     kernels = {name for name, _ in known}
-    assert {name.rsplit('.')[-1] for name in kernels} >= {'_walk', '_carry', '_walk_back', '_convolve'}
+    assert {name.rsplit('.')[-1] for name in kernels} >= {
+        *('chunk_state', 'state_passing', 'chunk_scan', '_convolve'),
+        *('tile_state', 'chunk_state_bwd', 'reverse_state_passing', 'chunk_scan_bwd'),
+    }
     assert len(known) <= 4 * len(kernels)
     sizes = random.Random(0)
     for _ in range(50):
@@ -142,7 +160,7 @@ def test_another_grid_compiles_nothing_new_for_the_pooled_scan(launches):
         step(*size, 'row')
     known = set(launches)
     kernels = {name.rsplit('.')[-1] for name, _ in known}
-    assert kernels >= {'_pool', '_pool_back', '_gate', '_gate_back', '_walk', '_walk_back'}
+    assert kernels >= {'_pool', '_pool_back', '_gate', '_gate_back', 'chunk_scan', 'chunk_scan_bwd'}
     sizes = random.Random(0)
     for i in range(25):
         step(sizes.randint(1, 4), sizes.randint(1, 150), sizes.randint(1, 150), ('row', 'column')[i % 2])

@@ -81,7 +81,7 @@ def test_a_wrong_mode_is_named(monkeypatch):
 def changed_byte(monkeypatch, tmp_path):
     folder = tmp_path / 'kernels'
     shutil.copytree(verdicts.SOURCES, folder, ignore=shutil.ignore_patterns('__pycache__'))
-    with (folder / 'shared_triton/fwd.py').open('a') as file:
+    with (folder / 'shared_triton/scan.py').open('a') as file:
         file.write('\n')
     monkeypatch.setattr(verdicts, 'SOURCES', folder)
 
@@ -431,10 +431,10 @@ def test_a_rank_that_never_answers_is_not_waited_for_long(monkeypatch):
 @pytest.fixture
 def able(monkeypatch):
     """Triton could run here, as far as nothing is launched, on a machine of 132 multiprocessors."""
-    from mmvmamba.kernels.shared_triton import fwd, numerics
+    from mmvmamba.kernels.shared_triton import numerics, scan
 
     monkeypatch.setattr(dispatch, '_why_not', lambda backend, device_type, dtype: None)
-    for module in (fwd, numerics):
+    for module in (scan, numerics):
         monkeypatch.setattr(module, 'multiprocessors', lambda device: 132)
 
 

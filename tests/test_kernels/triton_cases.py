@@ -15,7 +15,7 @@ from mmvmamba.kernels.testing import (
 )
 from triton_runs import DEVICE, FLOAT32, INTERPRETED, MARKS, TOLERANCES
 
-fwd = pytest.importorskip('mmvmamba.kernels.shared_triton.fwd')
+scan = pytest.importorskip('mmvmamba.kernels.shared_triton.scan')
 launch = pytest.importorskip('mmvmamba.kernels.shared_triton.launch')
 
 GOLDEN_NAMES = {'u': 'u', 'delta': 'delta', 'A': 'A', 'Bs': 'B', 'Cs': 'C', 'Ds': 'D', 'delta_bias': 'delta_bias'}
@@ -28,8 +28,8 @@ def chunked(request, monkeypatch):
     """Walks in one piece, in chunks of one tile however few positions there are, or as the device asks for it."""
     if request.param != 'by_rule':
         programs = 1 << 30 if request.param == 'chunked' else 0
-        monkeypatch.setattr(fwd, 'PROGRAMS_PER_MULTIPROCESSOR', programs)
-        monkeypatch.setattr(fwd, 'SHORTEST_CHUNK', 16)
+        monkeypatch.setattr(scan, 'PROGRAMS_PER_MULTIPROCESSOR', programs)
+        monkeypatch.setattr(scan, 'SHORTEST_CHUNK', 16)
 
 
 def check(function, arguments, tolerance, **options):
@@ -384,6 +384,6 @@ def test_a_recording_launches_nothing_and_spoils_nothing():
             y = ss2d_norm(**arguments, backend='triton')
         assert torch.equal(y, ss2d_norm(**arguments, backend='triton'))
     assert [launch.variant() for launch in launches] == [launch.variant() for launch in again]
-    assert [launch.variant()[1] for launch in launches][-1] == '_normalise'
+    assert [launch.variant()[1] for launch in launches][-1] == 'merge_norm'
     assert not any(launch.misaligned for launch in launches)
     check_like_input(ss2d_norm, arguments, FLOAT32)

@@ -22,7 +22,7 @@ from mmvmamba.kernels import (
     verify,
 )
 from mmvmamba.kernels.depthwise_conv import triton_conv
-from mmvmamba.kernels.shared_triton import fwd, launch
+from mmvmamba.kernels.shared_triton import launch, scan
 from mmvmamba.kernels.testing import assert_close, output_and_gradients, ss2d_inputs
 from mmvmamba.kernels.verify import probe, verdicts
 from mmvmamba.kernels.verify.verdicts import Verdict
@@ -39,8 +39,8 @@ def nothing_known(monkeypatch, tmp_path):
     monkeypatch.setenv('MMVMAMBA_VERIFY', 'first')
     monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
     if INTERPRETED:  # which is slow: walks are cut into pieces of one tile, inputs have a few
-        monkeypatch.setattr(fwd, 'PROGRAMS_PER_MULTIPROCESSOR', 16)
-        monkeypatch.setattr(fwd, 'SHORTEST_CHUNK', 16)
+        monkeypatch.setattr(scan, 'PROGRAMS_PER_MULTIPROCESSOR', 16)
+        monkeypatch.setattr(scan, 'SHORTEST_CHUNK', 16)
         monkeypatch.setattr(probe, 'GRIDS', ((3, 5), (3, 7), (17, 2)))
     caches = (dispatch, registration, launch, verify)
     for module in caches:
@@ -118,9 +118,8 @@ ONE_PASS, CHUNKED = ((3, 4), (3, 6)) if INTERPRETED else ((17, 3), (17, 9))
 
 
 @triton.jit(do_not_specialize=['chunks'])
-def _forgetful_carry(
-    p_A, p_sums, p_states, chunks, K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, BACK: tl.constexpr,
-    BD: tl.constexpr,
+def _forgetful_passing(
+    p_A, p_sums, p_states, chunks, K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, BD: tl.constexpr
 ):  # fmt: skip
     """Hands on nothing: wrong in chunks alone."""
     BLOCKS: tl.constexpr = (D + BD - 1) // BD
@@ -135,7 +134,7 @@ def _forgetful_carry(
 
 
 def test_wrong_arithmetic_in_chunks_alone(monkeypatch, caplog):
-    monkeypatch.setattr(fwd, '_carry', _forgetful_carry)
+    monkeypatch.setattr(scan, 'state_passing', _forgetful_passing)
     with torch.no_grad():
         for height, width in ONE_PASS, CHUNKED:
             arguments = scan_grid(height, width)

@@ -9,7 +9,7 @@ from tool_runs import ROOT, load_tool
 pytest.importorskip('triton', minversion='.'.join(map(str, dispatch.OLDEST_TRITON)))
 
 from mmvmamba.kernels import verify
-from mmvmamba.kernels.shared_triton import fwd, numerics
+from mmvmamba.kernels.shared_triton import numerics, scan
 from mmvmamba.kernels.verify import verdicts
 from mmvmamba.kernels.verify.verdicts import Verdict
 
@@ -30,7 +30,7 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(verdicts, '_gpu', lambda device: ('NVIDIA Nothing', '9.0'))
     monkeypatch.setattr(verdicts, 'default_folder', lambda: tmp_path)
     monkeypatch.delenv('MMVMAMBA_VERIFY', raising=False)
-    for module in (fwd, numerics):
+    for module in (scan, numerics):
         monkeypatch.setattr(module, 'multiprocessors', lambda device: 132)
     dispatch.forget()
     verify.forget()
