@@ -29,7 +29,8 @@ class Recorded(NamedTuple):
     Attributes:
         kernel: the Triton function.
         grid: number of programs.
-        types: of the arguments that are not compiled in: '*' and its dtype for a pointer, 'i32', 'i64' or 'fp32'.
+        types: of the arguments that are not compiled in: '*' and its dtype for a pointer ('None' for none), 'i32',
+            'i64' or 'fp32'.
         misaligned: which of them are pointers at no multiple of `ALIGNMENT`.
         constants: compile-time arguments and options by name.
     """
@@ -47,7 +48,8 @@ class Recorded(NamedTuple):
 
 
 class Launch:
-    """A kernel with all that shapes and dtypes fix; call it with the kernel's tensors, then numbers, in order.
+    """A kernel with all that shapes and dtypes fix; call it with the kernel's tensors (None: not there),
+    then numbers, in order.
 
     Valid for one device, whose number is current when it is called.
 
@@ -67,7 +69,8 @@ class Launch:
     def __call__(self, tensors, *numbers):
         addresses = 0
         for tensor in tensors:
-            addresses |= tensor.data_ptr()
+            if tensor is not None:
+                addresses |= tensor.data_ptr()
         run = self._run
         if addresses % ALIGNMENT or run is None or _recorders or self._driver is not triton.runtime.driver.active:
             self._bind(tensors, numbers, aligned=not addresses % ALIGNMENT)
@@ -77,14 +80,18 @@ class Launch:
     def _bind(self, tensors, numbers, aligned: bool):
         """Launch as Triton does, and keep what it compiled if the next launch may use it."""
         if _recorders and getattr(_recording, 'launches', None) is not None:
-            types = (*(f'*{t.dtype}'.replace('torch.', '') for t in tensors), *map(_type, numbers))
-            misaligned = tuple(i for i, t in enumerate(tensors) if t.data_ptr() % ALIGNMENT)
+            types = (*map(_pointer, tensors), *map(_type, numbers))
+            misaligned = tuple(i for i, t in enumerate(tensors) if t is not None and t.data_ptr() % ALIGNMENT)
             _recording.launches.append(Recorded(self.kernel, self.grid, types, misaligned, self.constants))
             if not _recording.launching:
                 return
         compiled = self.kernel[(self.grid,)](*tensors, *numbers, **self.constants)
         if aligned and isinstance(compiled, triton.compiler.CompiledKernel):  # the interpreter has none to give
             self._driver, self._run = triton.runtime.driver.active, compiled[(self.grid, 1, 1)]
+
+
+def _pointer(tensor) -> str:
+    return 'None' if tensor is None else f'*{tensor.dtype}'.replace('torch.', '')
 
 
 def _type(number) -> str:
