@@ -284,34 +284,33 @@ def block_of(channels: int) -> int:
 
 
 class _Plan(NamedTuple):
-    """How many pixels a program takes and how many programs that makes of an image; launches, None for no images."""
+    """How many runs of pixels all images have, launches, None for no images, and their numbers."""
 
-    part: int
     runs: int
     fwd: Launch | None
     bwd: Launch | None
     dx: Launch | None
     collect: Launch | None
+    numbers: dict[str, int]
 
 
 @planned
 def _plan(shape, size: int, dtypes, device, programs: int) -> _Plan:
     batch, height, width, channels = shape
+    if batch == 0:
+        return _Plan(0, None, None, None, None, {})
     block = block_of(channels)
     blocks = triton.cdiv(channels, block)
     part = U * triton.cdiv(max(share(height * width, batch * blocks, device), SHORTEST_RUN), U)
-    runs = triton.cdiv(height * width, part)
-    if batch == 0:
-        return _Plan(part, runs, None, None, None, None)
-    grid = batch * runs * blocks
+    runs = batch * triton.cdiv(height * width, part)
     shared = dict(KS=size, D=channels, U=U, BD=block, VECTOR=block // 32, num_warps=1)
     return _Plan(
-        part,
         runs,
-        fwd=Launch(_conv_silu_fwd, grid, **shared),
-        bwd=Launch(_conv_silu_bwd, grid, **shared),
-        dx=Launch(_conv_dx, grid, **shared),
+        fwd=Launch(_conv_silu_fwd, runs * blocks, **shared),
+        bwd=Launch(_conv_silu_bwd, runs * blocks, **shared),
+        dx=Launch(_conv_dx, runs * blocks, **shared),
         collect=collecting(1, channels, size * size, 1),
+        numbers=dict(H=height, W=width, T=part),
     )
 
 
@@ -328,7 +327,7 @@ def forward(x, weight, bias):
     y = torch.empty_like(x)
     if plan.fwd is not None:
         with on_device(x):
-            plan.fwd((x, weight, bias, y), *x.shape[1:3], plan.part)
+            plan.fwd.start(p_x=x, p_weight=weight, p_bias=bias, p_y=y, **plan.numbers)
     return y
 
 
@@ -336,16 +335,14 @@ def backward(dy, x, weight, bias):
     """Gradients in the order of `forward`'s tensors; that of an absent bias is empty."""
     dy, x, weight, bias = dense(dy), dense(x), dense(weight), None if bias is None else dense(bias)
     plan = _plan_of(x, weight, bias, dy.dtype)
-    batch, height, width, channels = x.shape
     dz, dx = torch.empty_like(x), torch.empty_like(x)
     if plan.bwd is None:
         return dx, torch.zeros_like(weight), torch.zeros_like(weight[:, 0, 0, 0])[: None if bias is not None else 0]
-    sums = x.new_empty((batch * plan.runs, weight.shape[3] ** 2 + 1, channels), dtype=torch.float32)
+    sums = x.new_empty((plan.runs, weight.shape[3] ** 2 + 1, x.shape[3]), dtype=torch.float32)
     dweight = sums.new_empty(weight.shape)
-    dbias = sums.new_empty(channels)
-    numbers = height, width, plan.part
+    dbias = sums.new_empty(x.shape[3])
     with on_device(x):
-        plan.bwd((dy, x, weight, bias, dz, sums), *numbers)
-        plan.dx((dz, weight, dx), *numbers)
-        plan.collect((sums, sums, dweight, dbias, dweight), batch * plan.runs)
+        plan.bwd.start(p_dy=dy, p_x=x, p_weight=weight, p_bias=bias, p_dz=dz, p_sums=sums, **plan.numbers)
+        plan.dx.start(p_dz=dz, p_weight=weight, p_dx=dx, **plan.numbers)
+        plan.collect((sums, sums, dweight, dbias, dweight), plan.runs)
     return dx, dweight, sums.new_empty(0) if bias is None else dbias

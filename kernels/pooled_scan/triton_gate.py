@@ -126,23 +126,37 @@ def _channels(D: tl.constexpr, TILES: tl.constexpr, BD: tl.constexpr):
 
 
 @triton.jit
-def _keep_ways(p_ways, o_d, m_d, D: tl.constexpr, KS: tl.constexpr, TILES: tl.constexpr, KEEP: tl.constexpr):
-    """Every tile's parameters, or without KEEP none: they would not fit into registers and are read when needed."""
-    ways = ()
+def _open_ways(p_ways, o_d, m_d, D: tl.constexpr, KS: tl.constexpr, TILES: tl.constexpr, KEEP: tl.constexpr):
+    """What `_ways_of` takes: every tile's parameters or, without KEEP, where they are read when they are needed."""
+    kept = ()
     if KEEP:
         for c in tl.static_range(TILES):
-            ways = ways + (read_halved_ways(p_ways, o_d[c], m_d[c], D, KS),)
-    return ways
+            kept = kept + (read_halved_ways(p_ways, o_d[c], m_d[c], D, KS),)
+    return p_ways, kept
 
 
 @triton.jit
-def _keep_norms(p_weight, p_bias, o_d, m_d, TILES: tl.constexpr, KEEP: tl.constexpr):
-    """As `_keep_ways`, of the norm; none where there is none."""
-    norms = ()
+def _ways_of(ways, c: tl.constexpr, o_d, m_d, D: tl.constexpr, KS: tl.constexpr, KEEP: tl.constexpr):
+    """Both directions' parameters of tile c, halved skips, `(BD,)` each."""
+    p_ways, kept = ways
+    return kept[c] if KEEP else read_halved_ways(p_ways, o_d[c], m_d[c], D, KS)
+
+
+@triton.jit
+def _open_norm(p_weight, p_bias, o_d, m_d, TILES: tl.constexpr, KEEP: tl.constexpr):
+    """As `_open_ways`, for `_norm_of`; nothing is read where there is no norm."""
+    kept = ()
     if KEEP and p_weight is not None:
         for c in tl.static_range(TILES):
-            norms = norms + (read_norm(p_weight, p_bias, o_d[c], m_d[c]),)
-    return norms
+            kept = kept + (read_norm(p_weight, p_bias, o_d[c], m_d[c]),)
+    return p_weight, p_bias, kept
+
+
+@triton.jit
+def _norm_of(norm, c: tl.constexpr, o_d, m_d, KEEP: tl.constexpr):
+    """Weight and bias of tile c, `(BD,)` each."""
+    p_weight, p_bias, kept = norm
+    return kept[c] if KEEP else read_norm(p_weight, p_bias, o_d[c], m_d[c])
 
 
 @triton.jit
@@ -174,7 +188,6 @@ def _expand_all(
     ways,
     p_xz,
     p_scanned,
-    p_ways,
     t0,
     end,
     grid,
@@ -195,7 +208,7 @@ def _expand_all(
     next_windows = ()
     next_held = ()
     for c in tl.static_range(TILES):
-        way = ways[c] if KEEP else read_halved_ways(p_ways, o_d[c], m_d[c], D, KS)  # (BD,) each
+        way = _ways_of(ways, c, o_d, m_d, D, KS, KEEP)  # (BD,) each
         window, u_forth, u_back = activate(
             keep(windows, c * WINDOW, WINDOW), p_xz, t0, grid, way, o_d[c], m_d[c], D, KS, U, BD
         )
@@ -243,29 +256,31 @@ def _normalise(tiles, m_d, eps, D: tl.constexpr, TILES: tl.constexpr, U: tl.cons
 @triton.jit
 def _write_gated(
     tiles,
-    norms,
+    norm,
     p_xz,
-    p_norm_weight,
-    p_norm_bias,
     p_y,
     t0,
     end,
     grid,
     o_d,
     m_d,
+    eps,
     D: tl.constexpr,
     TILES: tl.constexpr,
     KEEP: tl.constexpr,
     U: tl.constexpr,
+    BD: tl.constexpr,
 ):
-    """`y = (weight * tile + bias) * silu(z)`, without a norm `tile * silu(z)`."""
+    """`y = (weight * normalised tile + bias) * silu(z)`, without a norm `tile * silu(z)`."""
+    if norm[0] is not None:
+        tiles, _mean, _scale = _normalise(tiles, m_d, eps, D, TILES, U, BD)
     _, _, pixels = locate(t0, grid, U)
     m_t = t0 + tl.arange(0, U) < end
     for c in tl.static_range(TILES):
         z = read_tile(p_xz + D, t0, end, grid, o_d[c], m_d[c], 2 * D, U)  # (U, BD)
         tile = tiles[c]
-        if p_norm_weight is not None:
-            weight, bias = norms[c] if KEEP else read_norm(p_norm_weight, p_norm_bias, o_d[c], m_d[c])  # (BD,) each
+        if norm[0] is not None:
+            weight, bias = _norm_of(norm, c, o_d, m_d, KEEP)  # (BD,) each
             tile = tile * weight[None, :] + bias[None, :]
         y = (tile * silu(z)).to(p_y.dtype.element_ty)
         tl.store(p_y + pixels[:, None] * D + o_d[c][None, :], y, mask=m_t[:, None] & m_d[c][None, :])
@@ -273,20 +288,17 @@ def _write_gated(
 
 @triton.jit
 def _write_moments(
-    normed,
-    mean,
-    scale,
-    norms,
+    tiles,
+    norm,
     p_xz,
     p_dy,
-    p_norm_weight,
-    p_norm_bias,
     p_moments,
     t0,
     end,
     grid,
     o_d,
     m_d,
+    eps,
     D: tl.constexpr,
     TILES: tl.constexpr,
     KEEP: tl.constexpr,
@@ -297,21 +309,23 @@ def _write_moments(
 
     dn = dy * silu(z) * weight, the gradient of the normalised value.
     """
+    normed, mean, scale = _normalise(tiles, m_d, eps, D, TILES, U, BD)
     slopes = tl.zeros((U, BD), tl.float32)
     products = tl.zeros((U, BD), tl.float32)
     for c in tl.static_range(TILES):
         z = read_tile(p_xz + D, t0, end, grid, o_d[c], m_d[c], 2 * D, U)  # (U, BD)
-        weight, _ = norms[c] if KEEP else read_norm(p_norm_weight, p_norm_bias, o_d[c], m_d[c])  # (BD,)
+        weight, _ = _norm_of(norm, c, o_d, m_d, KEEP)  # (BD,)
         dy = read_tile(p_dy, t0, end, grid, o_d[c], m_d[c], D, U)  # (U, BD)
         dn = dy * silu(z) * weight[None, :]
         slopes += dn
         products += dn * normed[c]
     _, _, pixels = locate(t0, grid, U)
+    p_moment = p_moments + pixels * 4
     mask = t0 + tl.arange(0, U) < end
-    tl.store(p_moments + pixels * 4, mean, mask=mask)
-    tl.store(p_moments + pixels * 4 + 1, scale, mask=mask)
-    tl.store(p_moments + pixels * 4 + 2, tl.sum(slopes, axis=1) / D, mask=mask)
-    tl.store(p_moments + pixels * 4 + 3, tl.sum(products, axis=1) / D, mask=mask)
+    tl.store(p_moment, mean, mask=mask)
+    tl.store(p_moment + 1, scale, mask=mask)
+    tl.store(p_moment + 2, tl.sum(slopes, axis=1) / D, mask=mask)
+    tl.store(p_moment + 3, tl.sum(products, axis=1) / D, mask=mask)
 
 
 @triton.jit(do_not_specialize=GRID)
@@ -348,16 +362,14 @@ def _gate_fwd(
     p_scanned += i_b * lines * (2 * D)
     p_y += i_b * L * D
     o_d, m_d = _channels(D, TILES, BD)
-    norms = _keep_norms(p_norm_weight, p_norm_bias, o_d, m_d, TILES, KEEP)
-    ways = _keep_ways(p_ways, o_d, m_d, D, KS, TILES, KEEP)
+    norm = _open_norm(p_norm_weight, p_norm_bias, o_d, m_d, TILES, KEEP)
+    ways = _open_ways(p_ways, o_d, m_d, D, KS, TILES, KEEP)
     state = _start(p_xz, p_scanned, begin, grid, o_d, m_d, D, KS, TILES, U, BD)
     for t0 in range(begin, end, U):
         tiles, state = _expand_all(
-            state, ways, p_xz, p_scanned, p_ways, t0, end, grid, o_d, m_d, D, KS, LONG, TILES, KEEP, U, BD
+            state, ways, p_xz, p_scanned, t0, end, grid, o_d, m_d, D, KS, LONG, TILES, KEEP, U, BD
         )
-        if p_norm_weight is not None:
-            tiles, _mean, _scale = _normalise(tiles, m_d, eps, D, TILES, U, BD)
-        _write_gated(tiles, norms, p_xz, p_norm_weight, p_norm_bias, p_y, t0, end, grid, o_d, m_d, D, TILES, KEEP, U)
+        _write_gated(tiles, norm, p_xz, p_y, t0, end, grid, o_d, m_d, eps, D, TILES, KEEP, U, BD)
 
 
 @triton.jit(do_not_specialize=GRID)
@@ -390,12 +402,10 @@ def _gate_tokens_fwd(
     p_scanned += i_b * L * (2 * D)
     p_y += i_b * L * D
     o_d, m_d = _channels(D, TILES, BD)
-    norms = _keep_norms(p_norm_weight, p_norm_bias, o_d, m_d, TILES, KEEP)
+    norm = _open_norm(p_norm_weight, p_norm_bias, o_d, m_d, TILES, KEEP)
     for t0 in range(begin, end, U):
         tiles = _read_all(p_scanned, t0, end, grid, o_d, m_d, D, TILES, U, BD)
-        if p_norm_weight is not None:
-            tiles, _mean, _scale = _normalise(tiles, m_d, eps, D, TILES, U, BD)
-        _write_gated(tiles, norms, p_xz, p_norm_weight, p_norm_bias, p_y, t0, end, grid, o_d, m_d, D, TILES, KEEP, U)
+        _write_gated(tiles, norm, p_xz, p_y, t0, end, grid, o_d, m_d, eps, D, TILES, KEEP, U, BD)
 
 
 @triton.jit(do_not_specialize=GRID)
@@ -430,35 +440,14 @@ def _gate_moments(
     p_dy += i_b * L * D
     p_moments += i_b * L * 4
     o_d, m_d = _channels(D, TILES, BD)
-    norms = _keep_norms(p_norm_weight, p_norm_bias, o_d, m_d, TILES, KEEP)
-    ways = _keep_ways(p_ways, o_d, m_d, D, KS, TILES, KEEP)
+    norm = _open_norm(p_norm_weight, p_norm_bias, o_d, m_d, TILES, KEEP)
+    ways = _open_ways(p_ways, o_d, m_d, D, KS, TILES, KEEP)
     state = _start(p_xz, p_scanned, begin, grid, o_d, m_d, D, KS, TILES, U, BD)
     for t0 in range(begin, end, U):
         tiles, state = _expand_all(
-            state, ways, p_xz, p_scanned, p_ways, t0, end, grid, o_d, m_d, D, KS, LONG, TILES, KEEP, U, BD
+            state, ways, p_xz, p_scanned, t0, end, grid, o_d, m_d, D, KS, LONG, TILES, KEEP, U, BD
         )
-        normed, mean, scale = _normalise(tiles, m_d, eps, D, TILES, U, BD)
-        _write_moments(
-            normed,
-            mean,
-            scale,
-            norms,
-            p_xz,
-            p_dy,
-            p_norm_weight,
-            p_norm_bias,
-            p_moments,
-            t0,
-            end,
-            grid,
-            o_d,
-            m_d,
-            D,
-            TILES,
-            KEEP,
-            U,
-            BD,
-        )
+        _write_moments(tiles, norm, p_xz, p_dy, p_moments, t0, end, grid, o_d, m_d, eps, D, TILES, KEEP, U, BD)
 
 
 @triton.jit(do_not_specialize=GRID)
@@ -490,31 +479,10 @@ def _gate_tokens_moments(
     p_dy += i_b * L * D
     p_moments += i_b * L * 4
     o_d, m_d = _channels(D, TILES, BD)
-    norms = _keep_norms(p_norm_weight, p_norm_bias, o_d, m_d, TILES, KEEP)
+    norm = _open_norm(p_norm_weight, p_norm_bias, o_d, m_d, TILES, KEEP)
     for t0 in range(begin, end, U):
         tiles = _read_all(p_scanned, t0, end, grid, o_d, m_d, D, TILES, U, BD)
-        normed, mean, scale = _normalise(tiles, m_d, eps, D, TILES, U, BD)
-        _write_moments(
-            normed,
-            mean,
-            scale,
-            norms,
-            p_xz,
-            p_dy,
-            p_norm_weight,
-            p_norm_bias,
-            p_moments,
-            t0,
-            end,
-            grid,
-            o_d,
-            m_d,
-            D,
-            TILES,
-            KEEP,
-            U,
-            BD,
-        )
+        _write_moments(tiles, norm, p_xz, p_dy, p_moments, t0, end, grid, o_d, m_d, eps, D, TILES, KEEP, U, BD)
 
 
 def tiling(channels: int, pooled: bool) -> tuple[dict, int]:
@@ -532,19 +500,18 @@ def tiling(channels: int, pooled: bool) -> tuple[dict, int]:
 
 
 class Gating(NamedTuple):
-    """A pass over all channels as sizes fix it: tokens of a program, the launch (None for no images)."""
+    """A pass over all channels as sizes fix it: the launch (None for no images) and its numbers."""
 
-    part: int
     launch: Launch | None
+    numbers: dict[str, int]
 
 
 def gating(xz_shape, lines: Lines, width: int, pooled: bool, device, moments=False) -> Gating:
     """How to launch `gate_fwd`, or with `moments` `gate_moments`; `width` is that of the convolutions."""
     batch, channels = xz_shape[0], xz_shape[3] // 2
-    tokens = lines.lines * lines.size
-    part = min(LONGEST_RUN, max(SHORTEST_RUN, batch * tokens // (4 * multiprocessors(device))))
     if batch == 0:
-        return Gating(part, None)
+        return Gating(None, {})
+    part = min(LONGEST_RUN, max(SHORTEST_RUN, batch * lines.tokens // (4 * multiprocessors(device))))
     tiles, warps = tiling(channels, pooled)
     constants = dict(D=channels, **tiles, **launch_options(warps, is_cuda(device)))
     if pooled:
@@ -552,10 +519,10 @@ def gating(xz_shape, lines: Lines, width: int, pooled: bool, device, moments=Fal
         constants.update(KS=width, LONG=lines.size >= tiles['U'])
     else:
         kernel = _gate_tokens_moments if moments else _gate_tokens_fwd
-    return Gating(part, Launch(kernel, batch * triton.cdiv(tokens, part), **constants))
+    return Gating(Launch(kernel, batch * triton.cdiv(lines.tokens, part), **constants), lines.numbers(part))
 
 
-def gate_fwd(xz, scanned, ways, norm, plan: Gating, lines: Lines, eps: float) -> torch.Tensor:
+def gate_fwd(xz, scanned, ways, norm, plan: Gating, eps: float) -> torch.Tensor:
     """Finish the tokens.
 
     Args:
@@ -564,7 +531,6 @@ def gate_fwd(xz, scanned, ways, norm, plan: Gating, lines: Lines, eps: float) ->
         ways: parameters of both directions, `(2, KS + 2, D)`, or None where nothing is pooled.
         norm: weight and bias, `(D,)` each, or two None.
         plan: made for it.
-        lines: of the grid.
         eps: added to the variance.
 
     Returns:
@@ -572,14 +538,23 @@ def gate_fwd(xz, scanned, ways, norm, plan: Gating, lines: Lines, eps: float) ->
     """
     y = xz.new_empty((*xz.shape[:3], xz.shape[3] // 2))
     if plan.launch is not None:
-        plan.launch((xz, scanned, *(() if ways is None else (ways,)), *norm, y), *lines, plan.part, eps)
+        plan.launch.start(p_y=y, eps=eps, **gate_inputs(xz, scanned, ways, norm), **plan.numbers)
     return y
 
 
-def gate_moments(dy, xz, scanned, ways, norm, plan: Gating, lines: Lines, eps: float) -> torch.Tensor:
+def gate_moments(dy, xz, scanned, ways, norm, plan: Gating, eps: float) -> torch.Tensor:
     """From the gradient `dy (B, H, W, D)` what `gate_bwd` needs of a token, `(B, L, 4)` float32; as in `gate_fwd`."""
     batch, height, width, _ = xz.shape
     moments = xz.new_empty((batch, height * width, 4), dtype=torch.float32)
     if plan.launch is not None:
-        plan.launch((xz, scanned, *(() if ways is None else (ways,)), *norm, dy, moments), *lines, plan.part, eps)
+        inputs = gate_inputs(xz, scanned, ways, norm)
+        plan.launch.start(p_dy=dy, p_moments=moments, eps=eps, **inputs, **plan.numbers)
     return moments
+
+
+def gate_inputs(xz, scanned, ways, norm) -> dict:
+    """By the names that all kernels of the gate have for them; the ways where there are any."""
+    inputs = dict(p_xz=xz, p_scanned=scanned, p_norm_weight=norm[0], p_norm_bias=norm[1])
+    if ways is not None:
+        inputs['p_ways'] = ways
+    return inputs

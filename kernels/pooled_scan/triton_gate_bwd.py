@@ -8,7 +8,8 @@ import triton.language as tl
 
 from ..shared_triton.launch import Launch
 from ..shared_triton.numerics import is_cuda, keep, launch_options, share, silu, silu_slope
-from .triton_gate import expand, read_halved_ways, read_mean_tile, read_norm
+from ..shared_triton.runs import program_of_run
+from .triton_gate import expand, gate_inputs, read_halved_ways, read_mean_tile, read_norm
 from .triton_lines import (
     GRID,
     Lines,
@@ -17,7 +18,6 @@ from .triton_lines import (
     gather,
     lines_until,
     locate,
-    program_of_run,
     read_tile,
     read_window,
     run_of_lines,
@@ -217,37 +217,37 @@ def _gate_tokens_bwd(
 
 
 class GatingBack(NamedTuple):
-    """The adjoint as sizes fix it: runs of an image, lines of a run, the launch (None for no images)."""
+    """The adjoint as sizes fix it: runs of all images, the launch (None for no images) and its numbers."""
 
     runs: int
-    part: int
     launch: Launch | None
+    numbers: dict[str, int]
 
 
 def gating_back(xz_shape, lines: Lines, width: int, pooled: bool, norm: bool, device) -> GatingBack:
     """How to launch `gate_bwd`; `width` is that of the convolutions."""
     batch, channels = xz_shape[0], xz_shape[3] // 2
+    if batch == 0:
+        return GatingBack(0, None, {})
     blocks = triton.cdiv(channels, BLOCK)
     part = share(lines.lines, batch * blocks, device)
-    runs = triton.cdiv(lines.lines, part)
-    if batch == 0:
-        return GatingBack(runs, part, None)
+    runs = batch * triton.cdiv(lines.lines, part)
     options = launch_options(1, not norm and is_cuda(device))  # with the norm it takes all registers anyway
     constants = dict(D=channels, BD=BLOCK, U=U, **options)
     if pooled:
         constants.update(KS=width, LONG=lines.size >= U)
     kernel = _gate_bwd if pooled else _gate_tokens_bwd
-    return GatingBack(runs, part, Launch(kernel, batch * runs * blocks, **constants))
+    return GatingBack(runs, Launch(kernel, runs * blocks, **constants), lines.numbers(part))
 
 
-def gate_bwd(dy, moments, dxz, xz, scanned, ways, norm, plan: GatingBack, lines: Lines, dtype):
+def gate_bwd(dy, moments, dxz, xz, scanned, ways, norm, plan: GatingBack, dtype):
     """Fill the second half of `dxz` with the gradient of z.
 
     Args:
         dy: gradient of the result, `(B, H, W, D)`.
         moments: what `gate_moments` found, or None without a norm.
         dxz: to be filled.
-        xz, scanned, ways, norm, lines: as in `gate_fwd`.
+        xz, scanned, ways, norm: as in `gate_fwd`.
         plan: made for it.
         dtype: of the gradients of what is as large as the tokens.
 
@@ -256,13 +256,13 @@ def gate_bwd(dy, moments, dxz, xz, scanned, ways, norm, plan: GatingBack, lines:
         `scanned`, float32 where something is pooled, else of `dtype`; gradients of both skips, of the norm's weight
         and bias, `(4, D)` float32, in which what does not exist is undefined.
     """
-    batch, channels, pooled = xz.shape[0], xz.shape[3] // 2, ways is not None
+    channels, pooled = xz.shape[3] // 2, ways is not None
     dtokens = xz.new_empty((*xz.shape[:3], channels if pooled else 2 * channels), dtype=dtype)
-    dlines = torch.empty_like(scanned) if pooled else None
-    partial = xz.new_empty((batch * plan.runs, 4, channels), dtype=torch.float32)
+    dlines = dict(p_dlines=torch.empty_like(scanned)) if pooled else {}
+    partial = xz.new_empty((plan.runs, 4, channels), dtype=torch.float32)
     if plan.launch is not None:
-        inputs = (xz, scanned, ways, *norm) if pooled else (xz, scanned, *norm)
-        outputs = (dxz, dtokens, dlines, partial) if pooled else (dxz, dtokens, partial)
-        plan.launch((*inputs, dy, moments, *outputs), *lines, plan.part)
-    sums = partial[0] if partial.shape[0] == 1 else partial.sum(0)
-    return (dtokens, dlines, sums) if pooled else (None, dtokens.view_as(scanned), sums)
+        outputs = dict(p_dxz=dxz, p_dtokens=dtokens, p_dparameters=partial, **dlines)
+        inputs = gate_inputs(xz, scanned, ways, norm)
+        plan.launch.start(p_dy=dy, p_moments=moments, **inputs, **outputs, **plan.numbers)
+    sums = partial[0] if plan.runs == 1 else partial.sum(0)
+    return (dtokens, dlines['p_dlines'], sums) if pooled else (None, dtokens.view_as(scanned), sums)

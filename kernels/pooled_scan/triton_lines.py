@@ -37,15 +37,14 @@ class Lines(NamedTuple):
         height, width = shape[1:3]
         return cls(height, width, 1, width) if axis == 'row' else cls(width, height, width, 1)
 
+    @property
+    def tokens(self) -> int:
+        """How many there are."""
+        return self.lines * self.size
 
-@triton.jit
-def program_of_run(count, T, D: tl.constexpr, BD: tl.constexpr):
-    """This program's image, which run of T of `count` items it takes, its channels `(BD,)` and their mask."""
-    BLOCKS: tl.constexpr = tl.cdiv(D, BD)
-    i = tl.program_id(0)
-    o_d = (i % BLOCKS) * BD + tl.arange(0, BD)
-    runs = tl.cdiv(count, T)
-    return tl.cast(i // BLOCKS // runs, tl.int64), i // BLOCKS % runs, o_d, o_d < D
+    def numbers(self, part: int) -> dict[str, int]:
+        """The arguments `GRID` of a kernel whose programs take so many lines or tokens."""
+        return dict(self._asdict(), T=part)
 
 
 @triton.jit

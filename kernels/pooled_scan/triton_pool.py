@@ -8,6 +8,7 @@ import triton.language as tl
 
 from ..shared_triton.launch import Launch
 from ..shared_triton.numerics import BT, keep, share
+from ..shared_triton.runs import program_of_run
 from .triton_lines import (
     GRID,
     Lines,
@@ -16,7 +17,6 @@ from .triton_lines import (
     gather,
     lines_until,
     locate,
-    program_of_run,
     read_ways,
     read_window,
     run_of_lines,
@@ -172,11 +172,11 @@ def tiling(size: int) -> dict:
 
 
 class Pooling(NamedTuple):
-    """A pass over the tokens as sizes fix it: shape of its results, lines of a program, launch (None for no images)."""
+    """A pass over the tokens as sizes fix it: shape of its results, launch (None for no images) and its numbers."""
 
     shape: tuple[int, int, int, int]
-    part: int
     launch: Launch | None
+    numbers: dict[str, int]
 
 
 def pooling(xz_shape, element_size: int, lines: Lines, width: int, pool: str | None, device, ties=False) -> Pooling:
@@ -185,13 +185,14 @@ def pooling(xz_shape, element_size: int, lines: Lines, width: int, pool: str | N
     tiles = tiling(element_size)
     blocks = triton.cdiv(channels, tiles['BD'])
     part = share(lines.lines, batch * blocks, device)
-    shape = (batch, lines.lines * lines.size if pool is None else lines.lines, 2, channels)
+    shape = (batch, lines.tokens if pool is None else lines.lines, 2, channels)
     if batch == 0:
-        return Pooling(shape, part, None)
+        return Pooling(shape, None, {})
     kernel = _activate_fwd if pool is None else _pool_max_fwd if ties else _pool_fwd
     kind = dict(MAX=pool == 'max') if kernel is _pool_fwd else {}
     grid = batch * triton.cdiv(lines.lines, part) * blocks
-    return Pooling(shape, part, Launch(kernel, grid, D=channels, KS=width, **kind, **tiles, num_warps=1, num_stages=1))
+    launch = Launch(kernel, grid, D=channels, KS=width, **kind, **tiles, num_warps=1, num_stages=1)
+    return Pooling(shape, launch, lines.numbers(part))
 
 
 def factor(lines: Lines, pool: str | None, scaling: float) -> float:
@@ -199,29 +200,34 @@ def factor(lines: Lines, pool: str | None, scaling: float) -> float:
     return float(scaling / lines.size if pool == 'mean' else scaling)
 
 
-def pool_fwd(xz, ways, plan: Pooling, lines: Lines, pool: str | None, scale: float) -> torch.Tensor:
+def pool_fwd(xz, ways, plan: Pooling, pool: str | None, scale: float) -> torch.Tensor:
     """The short sequences of both directions.
 
     Args:
         xz: `(B, H, W, 2D)`, dense.
         ways: parameters of both directions, `(2, KS + 2, D)`.
         plan: made for it.
-        lines: of the grid.
-        pool: what they become: 'mean', 'max' or, unpooled, None.
+        pool: what lines become: 'mean', 'max' or, unpooled, None.
         scale: what `factor` says.
 
     Returns:
         `(B, lines, 2, D)` float32, or `(B, L, 2, D)` where nothing is pooled.
     """
     short = xz.new_empty(plan.shape, dtype=torch.float32)
-    if plan.launch is not None:
-        plan.launch((xz, ways, short), *lines, plan.part, *(() if pool is None else (scale,)))
+    if plan.launch is None:
+        pass
+    elif pool is None:
+        plan.launch.start(p_xz=xz, p_ways=ways, p_tokens=short, **plan.numbers)
+    else:
+        plan.launch.start(p_xz=xz, p_ways=ways, p_short=short, scale=scale, **plan.numbers)
     return short
 
 
-def pool_ties(xz, ways, plan: Pooling, lines: Lines, scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def pool_ties(xz, ways, plan: Pooling, scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """What 'max' gives, every line's maximum before scaling, and how many of its tokens have it; as in `pool_fwd`."""
     short, largest, ties = (xz.new_empty(plan.shape, dtype=torch.float32) for _ in range(3))
     if plan.launch is not None:
-        plan.launch((xz, ways, short, largest, ties), *lines, plan.part, scale)
+        plan.launch.start(
+            p_xz=xz, p_ways=ways, p_short=short, p_largest=largest, p_ties=ties, scale=scale, **plan.numbers
+        )
     return short, largest, ties

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from ..shared_triton.launch import Launch
 from ..shared_triton.numerics import BT, from_rows, keep, share, silu, silu_slope, to_rows
+from ..shared_triton.runs import program_of_run
 from ..shared_triton.sums import collecting
 from .triton_lines import (
     GRID,
@@ -23,7 +24,6 @@ from .triton_lines import (
     line_of,
     lines_until,
     locate,
-    program_of_run,
     read_line,
     read_tile,
     read_ways,
@@ -363,12 +363,12 @@ def tiling(size: int, pool: str | None) -> dict:
 
 
 class PoolingBack(NamedTuple):
-    """The adjoint as sizes fix it: runs of an image, tokens of a run, launches (None for no images)."""
+    """The adjoint as sizes fix it: runs of all images, launches (None for no images), the first one's numbers."""
 
     runs: int
-    part: int
     launch: Launch | None
     collect: Launch
+    numbers: dict[str, int]
 
 
 KERNELS = {None: _activate_bwd, 'mean': _pool_bwd, 'max': _pool_max_bwd}
@@ -377,17 +377,16 @@ KERNELS = {None: _activate_bwd, 'mean': _pool_bwd, 'max': _pool_max_bwd}
 def pooling_back(xz_shape, element_size: int, lines: Lines, width: int, pool: str | None, device) -> PoolingBack:
     """How to launch `pool_bwd`; `width` is that of the convolutions."""
     batch, channels = xz_shape[0], xz_shape[3] // 2
-    tokens = lines.lines * lines.size
     tiles = tiling(element_size, pool)
     blocks = triton.cdiv(channels, tiles['BD'])
-    part = max(share(tokens, batch * blocks, device), min(tokens, 8 * width))
-    runs = triton.cdiv(tokens, part)
+    part = max(share(lines.tokens, batch * blocks, device), min(lines.tokens, 8 * width))
+    runs = batch * triton.cdiv(lines.tokens, part)
     constants = dict(D=channels, KS=width, **tiles, num_warps=1, num_stages=1)
-    launch = Launch(KERNELS[pool], batch * runs * blocks, **constants) if batch else None
-    return PoolingBack(runs, part, launch, collecting(2, channels, width, 1))
+    launch = Launch(KERNELS[pool], runs * blocks, **constants) if batch else None
+    return PoolingBack(runs, launch, collecting(2, channels, width, 1), lines.numbers(part))
 
 
-def pool_bwd(dtokens, dshort, dxz, xz, ways, plan: PoolingBack, lines: Lines, scale: float, maxima=None):
+def pool_bwd(dtokens, dshort, dxz, xz, ways, plan: PoolingBack, scale: float, maxima):
     """Fill the first half of `dxz` with the gradient of x.
 
     Args:
@@ -395,20 +394,24 @@ def pool_bwd(dtokens, dshort, dxz, xz, ways, plan: PoolingBack, lines: Lines, sc
         dshort: gradient of the short sequences, float32.
         dxz: to be filled.
         plan: made for it.
-        xz, ways, lines, scale: as in `pool_fwd`.
-        maxima: of 'max', every line's and how many tokens have it, from `pool_ties`.
+        xz, ways, scale: as in `pool_fwd`.
+        maxima: of 'max', every line's and how many tokens have it, from `pool_ties`; else None.
 
     Returns:
         Gradients of the taps `(2, D, 1, KS)` and of the biases `(2, D)`, float32.
     """
-    batch, channels, width = xz.shape[0], xz.shape[3] // 2, ways.shape[1] - 2
+    channels, width = xz.shape[3] // 2, ways.shape[1] - 2
     dtaps, dbias = (xz.new_empty(shape, dtype=torch.float32) for shape in ((2, channels, 1, width), (2, channels)))
     if plan.launch is None:
         return dtaps.zero_(), dbias.zero_()
-    partial = xz.new_empty((batch * plan.runs, 2, width + 1, channels), dtype=torch.float32)
+    partial = xz.new_empty((plan.runs, 2, width + 1, channels), dtype=torch.float32)
+    shared = dict(p_xz=xz, p_ways=ways, p_dxz=dxz, p_dtaps=partial, **plan.numbers)
     if dtokens is None:
-        plan.launch((dshort, xz, ways, dxz, partial), *lines, plan.part)
+        plan.launch.start(p_dtokens=dshort, **shared)
+    elif maxima is None:
+        plan.launch.start(p_dy=dtokens, p_dshort=dshort, scale=scale, **shared)
     else:
-        plan.launch((dtokens, dshort, *(maxima or ()), xz, ways, dxz, partial), *lines, plan.part, scale)
-    plan.collect((partial, partial, dtaps, dbias, dtaps), batch * plan.runs)
+        largest, ties = maxima
+        plan.launch.start(p_dy=dtokens, p_dshort=dshort, p_largest=largest, p_ties=ties, scale=scale, **shared)
+    plan.collect((partial, partial, dtaps, dbias, dtaps), plan.runs)
     return dtaps, dbias

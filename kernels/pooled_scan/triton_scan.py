@@ -139,9 +139,9 @@ def forward(xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps):
     with on_device(xz):
         stacked = stack(plan.stacking, forth, back)
         ways = stacked.ways
-        short = pool_fwd(xz, ways, plan.pooling, plan.lines, pool, factor(plan.lines, pool, scaling))
+        short = pool_fwd(xz, ways, plan.pooling, pool, factor(plan.lines, pool, scaling))
         scanned = scan(_walks(short, stacked, plan), torch.float32)
-        return gate_fwd(xz, scanned, None if pool is None else ways, norm, plan.gating, plan.lines, float(eps))
+        return gate_fwd(xz, scanned, None if pool is None else ways, norm, plan.gating, float(eps))
 
 
 def backward(dout, xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps):
@@ -150,27 +150,27 @@ def backward(dout, xz, directions, norm_weight, norm_bias, axis, pool, scaling, 
     xz, forth, back, norm = _dense(xz, directions, norm_weight, norm_bias)
     case = _case(xz, forth, back, norm, axis, pool)
     plan, plan_back = _plan(*case), _plan_back(*case)
-    lines, pooled = plan.lines, pool is not None
+    pooled = pool is not None
     with on_device(xz):
-        scale = factor(lines, pool, scaling)
+        scale = factor(plan.lines, pool, scaling)
         stacked = stack(plan.stacking, forth, back)
         ways = stacked.ways
         maxima = None
         if pool == 'max':
-            short, *maxima = pool_ties(xz, ways, plan_back.pooling, lines, scale)
+            short, *maxima = pool_ties(xz, ways, plan_back.pooling, scale)
         else:
-            short = pool_fwd(xz, ways, plan_back.pooling, lines, pool, scale)
+            short = pool_fwd(xz, ways, plan_back.pooling, pool, scale)
         walks = _walks(short, stacked, plan)
         scanned = scan(walks, torch.float32).view(short.shape)
         dxz = torch.empty_like(xz)
         gated = xz, scanned, ways if pooled else None, norm
         moments = None
         if norm[0] is not None:
-            moments = gate_moments(dout, *gated, plan_back.moments, lines, float(eps))
-        dtokens, dscanned, sums = gate_bwd(dout, moments, dxz, *gated, plan_back.gating, lines, route_dtype(xz))
+            moments = gate_moments(dout, *gated, plan_back.moments, float(eps))
+        dtokens, dscanned, sums = gate_bwd(dout, moments, dxz, *gated, plan_back.gating, route_dtype(xz))
         grads = scan_backward(walks, dscanned.view(walks.x.shape), torch.float32)
         dshort, dprojection, dweight = _project_backward(short, stacked, walks, grads)
-        dtaps, dtaps_bias = pool_bwd(dtokens, dshort, dxz, xz, ways, plan_back.pooling_back, lines, scale, maxima)
+        dtaps, dtaps_bias = pool_bwd(dtokens, dshort, dxz, xz, ways, plan_back.pooling_back, scale, maxima)
     channels = short.shape[3]
     dskip = sums[:2] if pooled else grads.skip.view(2, channels)
     found = (dtaps, dtaps_bias, dprojection, dweight, grads.bias.view(2, channels))

@@ -139,9 +139,21 @@ def stacking(channels: int, rank: int, states: int, width: int, zero: bool) -> S
 def stack(plan: Stacking, forth, back) -> Stacked:
     """The parameters of two `Direction`s."""
     y = forth.A.new_empty(plan.size, dtype=torch.float32)
-    tensors = (
-        (way.x_proj_weight, way.dt_weight, way.dt_bias, way.A, way.Ds, way.conv_weight, way.conv_bias)
-        for way in (forth, back)
+    plan.launch.start(
+        p_forth_proj=forth.x_proj_weight,
+        p_forth_weight=forth.dt_weight,
+        p_forth_bias=forth.dt_bias,
+        p_forth_A=forth.A,
+        p_forth_skip=forth.Ds,
+        p_forth_taps=forth.conv_weight,
+        p_forth_taps_bias=forth.conv_bias,
+        p_back_proj=back.x_proj_weight,
+        p_back_weight=back.dt_weight,
+        p_back_bias=back.dt_bias,
+        p_back_A=back.A,
+        p_back_skip=back.Ds,
+        p_back_taps=back.conv_weight,
+        p_back_taps_bias=back.conv_bias,
+        p_y=y,
     )
-    plan.launch((*next(tensors), *next(tensors), y))
     return Stacked(*[y.as_strided(*part) for part in plan.parts])

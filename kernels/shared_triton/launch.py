@@ -7,6 +7,7 @@ long as Triton would specialise alike: dtypes and sizes are the plan's own, addr
 
 import contextlib
 import functools
+import operator
 import threading
 from typing import Any, NamedTuple
 
@@ -29,8 +30,8 @@ class Recorded(NamedTuple):
     Attributes:
         kernel: the Triton function.
         grid: number of programs.
-        types: of the arguments that are not compiled in: '*' and its dtype for a pointer ('None' for none), 'i32',
-            'i64' or 'fp32'.
+        types: of the arguments that are not compiled in: '*' and its dtype for a pointer or 'absent', 'i32', 'i64' or
+            'fp32'.
         misaligned: which of them are pointers at no multiple of `ALIGNMENT`.
         constants: compile-time arguments and options by name.
     """
@@ -48,10 +49,10 @@ class Recorded(NamedTuple):
 
 
 class Launch:
-    """A kernel with all that shapes and dtypes fix; call it with the kernel's tensors (None: not there),
-    then numbers, in order.
+    """A kernel with all that shapes and dtypes fix; call it with the kernel's tensors, then numbers, in order.
 
-    Valid for one device, whose number is current when it is called.
+    Valid for one device, whose number is current when it is called. A tensor may be None, in every call or in none: the
+    kernel is compiled without it.
 
     Args:
         kernel: whose compile-time parameters are its last.
@@ -59,12 +60,20 @@ class Launch:
         constants: compile-time arguments and options (`num_warps` and the like) by name.
     """
 
-    __slots__ = ('_bound', '_driver', '_run', 'constants', 'grid', 'kernel')
+    __slots__ = ('_bound', '_driver', '_ordered', '_run', '_tensors', 'constants', 'grid', 'kernel')
 
     def __init__(self, kernel, grid: int, **constants):
         self.kernel, self.grid, self.constants = kernel, grid, constants
         self._driver = self._run = None
         self._bound = tuple(constants[name] for name in kernel.arg_names if name in constants)
+        names = [name for name in kernel.arg_names if name not in constants]
+        self._tensors = sum(name.startswith('p_') for name in names)
+        self._ordered = operator.itemgetter(*names)
+
+    def start(self, **arguments):
+        """As a call, with everything by its name in the kernel: pointers are `p_...`, the rest are numbers."""
+        values = self._ordered(arguments)
+        self(values[: self._tensors], *values[self._tensors :])
 
     def __call__(self, tensors, *numbers):
         addresses = 0
@@ -80,7 +89,7 @@ class Launch:
     def _bind(self, tensors, numbers, aligned: bool):
         """Launch as Triton does, and keep what it compiled if the next launch may use it."""
         if _recorders and getattr(_recording, 'launches', None) is not None:
-            types = (*map(_pointer, tensors), *map(_type, numbers))
+            types = (*map(_pointer_type, tensors), *map(_type, numbers))
             misaligned = tuple(i for i, t in enumerate(tensors) if t is not None and t.data_ptr() % ALIGNMENT)
             _recording.launches.append(Recorded(self.kernel, self.grid, types, misaligned, self.constants))
             if not _recording.launching:
@@ -90,8 +99,8 @@ class Launch:
             self._driver, self._run = triton.runtime.driver.active, compiled[(self.grid, 1, 1)]
 
 
-def _pointer(tensor) -> str:
-    return 'None' if tensor is None else f'*{tensor.dtype}'.replace('torch.', '')
+def _pointer_type(tensor) -> str:
+    return 'absent' if tensor is None else f'*{tensor.dtype}'.replace('torch.', '')
 
 
 def _type(number) -> str:

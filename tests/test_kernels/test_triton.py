@@ -146,7 +146,7 @@ def test_another_grid_compiles_nothing_new_for_the_pooled_scan(launches):
         step(*size, 'row')
     known = set(launches)
     kernels = {name.rsplit('.')[-1] for name, _ in known}
-    assert kernels >= {'_pool', '_pool_back', '_gate', '_gate_back', '_walk', '_walk_back'}
+    assert kernels >= {'_pool_fwd', '_pool_bwd', '_gate_fwd', '_gate_moments', '_gate_bwd', '_walk', '_walk_back'}
     sizes = random.Random(0)
     for i in range(25):
         step(sizes.randint(1, 4), sizes.randint(1, 150), sizes.randint(1, 150), ('row', 'column')[i % 2])
