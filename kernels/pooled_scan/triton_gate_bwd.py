@@ -30,6 +30,17 @@ BLOCK, U = 64, 8
 
 
 @triton.jit
+def _start_norm(p_weight, p_bias, o_d, m_d, BD: tl.constexpr):
+    """Weight and bias of the norm, and the sums of their gradients, `(BD,)` each; nothing where there is no norm."""
+    norm = ()
+    sums = ()
+    if p_weight is not None:
+        norm = read_norm(p_weight, p_bias, o_d, m_d)  # (BD,) each
+        sums = (tl.zeros((BD,), tl.float32), tl.zeros((BD,), tl.float32))
+    return norm, sums
+
+
+@triton.jit
 def _ungate(
     y,
     sums,
@@ -128,16 +139,10 @@ def _gate_bwd(
     p_scanned += i_b * lines * (2 * D)
     p_dlines += i_b * lines * (2 * D)
     zero = tl.zeros((BD,), tl.float32)
-    held = zero
-    dline = zero
-    dskip_forth = zero
-    dskip_back = zero
-    norm = ()
-    sums = ()
+    held, dline, dskip_forth, dskip_back = zero, zero, zero, zero
     if p_moments is not None:
         p_moments += i_b * L * 4
-        norm = read_norm(p_norm_weight, p_norm_bias, o_d, m_d)  # (BD,) each
-        sums = (zero, zero)
+    norm, sums = _start_norm(p_norm_weight, p_norm_bias, o_d, m_d, BD)
     begin, end = run_of_lines(i_run, T, grid)
     ways = read_halved_ways(p_ways, o_d, m_d, D, KS)  # (BD,) each
     window = read_window(p_xz, begin, grid, o_d, m_d, 2 * D, KS, U, BD)  # (BD,) each
@@ -197,12 +202,9 @@ def _gate_tokens_bwd(
     p_dy += i_b * L * D
     p_dtokens += i_b * L * (2 * D)
     p_scanned += i_b * L * (2 * D)
-    norm = ()
-    sums = ()
     if p_moments is not None:
         p_moments += i_b * L * 4
-        norm = read_norm(p_norm_weight, p_norm_bias, o_d, m_d)  # (BD,) each
-        sums = (tl.zeros((BD,), tl.float32), tl.zeros((BD,), tl.float32))
+    norm, sums = _start_norm(p_norm_weight, p_norm_bias, o_d, m_d, BD)
     begin, end = run_of_lines(i_run, T, grid)
     for t0 in range(begin, end, U):
         y = read_mean_tile(p_scanned, t0, end, grid, o_d, m_d, D, U)  # (U, BD)
