@@ -29,7 +29,14 @@ try:
 except ImportError as missing:
     sys.exit(f'aot_report.py: the compiler is not installed ({missing}); pip install triton')
 from mmvmamba.kernels.depthwise_conv import triton_conv
-from mmvmamba.kernels.pooled_scan import triton_gate, triton_pool, triton_scan, triton_stack
+from mmvmamba.kernels.pooled_scan import (
+    triton_gate,
+    triton_gate_bwd,
+    triton_pool,
+    triton_pool_bwd,
+    triton_scan,
+    triton_stack,
+)
 from mmvmamba.kernels.shared_triton import (
     chunk_scan,
     chunk_scan_bwd,
@@ -128,9 +135,9 @@ def _numerics(dtype: str, target: str) -> dict:
 
 
 def _types(kernel, constants, **half) -> dict:
-    """Pointers are float32 unless named in `half`, other arguments int32."""
+    """Pointers are float32 unless named in `half`, `eps` and `scale` too, other arguments int32."""
     return {
-        name: f'*{half.get(name, "fp32")}' if name.startswith('p_') else 'i32'
+        name: f'*{half.get(name, "fp32")}' if name.startswith('p_') else 'fp32' if name in ('eps', 'scale') else 'i32'
         for name in kernel.arg_names
         if name not in constants
     }
@@ -204,7 +211,7 @@ def _launched(name: str, launch, half: dict, elements: float) -> Variant:
 def norm_and_convolution_variants(D: int, dtype: str, target: str):
     """The kernels around SS2D's scan: convolution before it, normalisation after it."""
     route = 'bf16' if dtype == 'bf16' else 'fp32'
-    half = dict.fromkeys(('p_x', 'p_y', 'p_dy', 'p_dz', 'p_gate', 'p_dgate'), dtype)
+    half = dict.fromkeys(('p_x', 'p_y', 'p_dx', 'p_dy', 'p_dz', 'p_gate', 'p_dgate'), dtype)
     half.update(dict.fromkeys(('p_routes', 'p_sum', 'p_dsum'), route))
     blocks, options = triton_norm.tiling(D), launch_options(triton_norm.WARPS, _is_cuda(target))
     tile = blocks['BR'] * blocks['BD'] / 32 / options['num_warps']
@@ -215,37 +222,37 @@ def norm_and_convolution_variants(D: int, dtype: str, target: str):
             ('norm with sum', triton_norm.merge_norm, dict(K=4)),
             ('norm backward', triton_norm.merge_norm_bwd, {} if gated else dict(p_dgate=None)),
         ):
-            types = dict(_types(kernel, dict(constants, **extra), **half), eps='fp32')
+            types = _types(kernel, dict(constants, **extra), **half)
             yield Variant(f'{name}{" gated" * gated}', kernel, types, dict(constants, **extra), options, tile)
     block = triton_conv.block_of(D)
-    constants = dict(D=D, KS=3, BIAS=True, U=triton_conv.U, BD=block, VECTOR=block // 32)
-    for name, kernel, extra in (
-        ('convolution', triton_conv._convolve, dict(FORWARD=True)),
-        ('convolution dx', triton_conv._convolve, dict(FORWARD=False, BIAS=False)),
-        ('convolution dz', triton_conv._differentiate, {}),
+    constants = dict(D=D, KS=3, U=triton_conv.U, BD=block, VECTOR=block // 32)
+    for name, kernel in (
+        ('convolution', triton_conv._conv_silu_fwd),
+        ('convolution dx', triton_conv._conv_dx),
+        ('convolution dz', triton_conv._conv_silu_bwd),
     ):
-        chosen = dict(constants, **extra)
         elements = triton_conv.U * block / 32
-        yield Variant(name, kernel, _types(kernel, chosen, **half), chosen, dict(num_warps=1), elements)
+        yield Variant(name, kernel, _types(kernel, constants, **half), constants, dict(num_warps=1), elements)
     yield _launched('convolution sums', sums.collecting(1, D, 9, 1), {}, sums.ELEMENTS)
 
 
 def _pool_variants(D: int, dtype: str):
     half = dict.fromkeys(('p_xz', 'p_dxz'), dtype)
-    for pool, code in triton_pool.POOLINGS.items():
-        size = 4 if dtype == 'fp32' else 2
-        shared = dict(D=D, KS=4, POOL=code, **triton_pool.tiling(size))
-        kinds = [(f'pool {pool}', triton_pool._pool, dict(shared, TIES=False))]
-        if pool == 'max':
-            kinds.append(('pool max with ties', triton_pool._pool, dict(shared, TIES=True)))
-        kinds.append(
-            (f'pool {pool} backward', triton_pool._pool_back, dict(shared, **triton_pool.tiling_back(size, pool)))
-        )
-        dy = dict(p_dy='fp32' if pool is None or dtype != 'bf16' else 'bf16')
-        for name, kernel, constants in kinds:
-            types = dict(_types(kernel, constants, **half, **dy), scale='fp32')
-            options = dict(num_warps=1, num_stages=1)
-            yield Variant(name, kernel, types, constants, options, constants['U'] * constants['BD'] / 32)
+    half['p_dy'] = 'bf16' if dtype == 'bf16' else 'fp32'
+    size = 4 if dtype == 'fp32' else 2
+    forward = dict(D=D, KS=4, **triton_pool.tiling(size))
+    kinds = [
+        ('pool None', triton_pool._activate_fwd, forward),
+        ('pool mean', triton_pool._pool_fwd, dict(forward, MAX=False)),
+        ('pool max', triton_pool._pool_fwd, dict(forward, MAX=True)),
+        ('pool max with ties', triton_pool._pool_max_fwd, forward),
+    ]
+    for pool, kernel in triton_pool_bwd.KERNELS.items():
+        kinds.append((f'pool {pool} backward', kernel, dict(forward, **triton_pool_bwd.tiling(size, pool))))
+    for name, kernel, constants in kinds:
+        types = _types(kernel, constants, **half)
+        options = dict(num_warps=1, num_stages=1)
+        yield Variant(name, kernel, types, constants, options, constants['U'] * constants['BD'] / 32)
 
 
 def _gate_variants(D: int, dtype: str, target: str):
@@ -257,16 +264,24 @@ def _gate_variants(D: int, dtype: str, target: str):
         tiling, warps = triton_gate.tiling(D, pooled)
         options = launch_options(warps, _is_cuda(target))
         elements = tiling['U'] * tiling['TILES'] * tiling['BD'] / 32 / warps
-        shared = dict(D=D, KS=4, POOLED=pooled, NORM=norm, LONG=tokens == ' of long lines')
-        for adjoint in (False, True) if norm else (False,):
-            constants = dict(shared, ADJOINT=adjoint, **tiling)
-            types = dict(_types(triton_gate._gate, constants, **half), eps='fp32')
-            yield Variant(name + ' moments' * adjoint, triton_gate._gate, types, constants, options, elements)
-        constants = dict(shared, BD=triton_gate.BLOCK, U=triton_gate.U_BACK)
-        types = _types(triton_gate._gate_back, constants, **half)
+        shared = dict(D=D)
+        if pooled:
+            shared.update(KS=4, LONG=tokens == ' of long lines')
+        if not norm:
+            shared.update(p_norm_weight=None, p_norm_bias=None)
+        kernel = triton_gate._gate_fwd if pooled else triton_gate._gate_tokens_fwd
+        constants = dict(shared, **tiling)
+        yield Variant(name, kernel, _types(kernel, constants, **half), constants, options, elements)
+        if norm:
+            kernel = triton_gate._gate_moments if pooled else triton_gate._gate_tokens_moments
+            yield Variant(f'{name} moments', kernel, _types(kernel, constants, **half), constants, options, elements)
+        kernel = triton_gate_bwd._gate_bwd if pooled else triton_gate_bwd._gate_tokens_bwd
+        constants = dict(shared, BD=triton_gate_bwd.BLOCK, U=triton_gate_bwd.U)
+        if not norm:
+            constants.update(p_moments=None)
         size = constants['U'] * constants['BD'] / 32
         alone = launch_options(1, not norm and _is_cuda(target))
-        yield Variant(f'{name} backward', triton_gate._gate_back, types, constants, alone, size)
+        yield Variant(f'{name} backward', kernel, _types(kernel, constants, **half), constants, alone, size)
 
 
 def pool_and_gate_variants(D: int, dtype: str, target: str):
@@ -281,7 +296,7 @@ def short_scan_variants(D: int, N: int, R: int, dtype: str, target: str):
     if dtype == 'fp32':
         yield from scan_variants(D, N, R if R <= triton_scan.WIDEST_RANK else 0, dtype, target, BOTH_WAYS)
         for zero in (False, True):
-            plan = triton_stack.stacking(D, R, N, zero)
+            plan = triton_stack.stacking(D, R, N, 4, zero)
             elements = triton_stack.BLOCK / 32 / triton_stack.WARPS
             yield _launched(f'stack{" without skips" * zero}', plan.launch, {}, elements)
 

@@ -15,19 +15,12 @@ from ..shared_triton.scan import Walks, scan
 from ..shared_triton.scan_bwd import scan_backward
 from ..ss2d.triton_scan import route_dtype
 from .op import Direction
-from .triton_gate import Gating, GatingBack, gate, gate_backward, gating, gating_back
+from .triton_gate import Gating, gate_fwd, gate_moments, gating
+from .triton_gate_bwd import GatingBack, gate_bwd, gating_back
 from .triton_lines import Lines
-from .triton_pool import (
-    Pooling,
-    PoolingBack,
-    factor,
-    pool_backward,
-    pool_lines,
-    pooling,
-    pooling_back,
-    with_ties,
-)
-from .triton_stack import Stacking, stack, stacking
+from .triton_pool import Pooling, factor, pool_fwd, pool_ties, pooling
+from .triton_pool_bwd import PoolingBack, pool_bwd, pooling_back
+from .triton_stack import Stacked, Stacking, stack, stacking
 
 WIDEST_RANK = 48
 """Time steps of a higher rank are projected before the scan: its registers do not hold the weights."""
@@ -55,10 +48,11 @@ class _PlanBack(NamedTuple):
 
 def _case(xz, forth, back, norm, axis, pool) -> tuple:
     """What plans are kept by."""
-    tensors = (*forth, *back, *(norm or ()))
+    has_norm = norm[0] is not None
+    tensors = (*forth, *back, *(norm if has_norm else ()))
     device = xz.device
     return (
-        *(xz.shape, xz.dtype, device, axis, pool, norm is not None, tuple([t.dtype for t in tensors])),
+        *(xz.shape, xz.dtype, device, axis, pool, has_norm, tuple([t.dtype for t in tensors])),
         *(forth.conv_weight.shape, forth.dt_weight.shape, forth.A.shape),
         *(back.conv_weight.shape, back.dt_weight.shape, back.A.shape),
         *(programs_of_runs(device), multiprocessors(device)),
@@ -88,8 +82,8 @@ def _plan(shape, dtype, device, axis, pool, norm, dtypes, conv, weight, A, *othe
         grid=(1, length) if pooled else tuple(shape[1:3]),
         columns=0b11 if axis == 'column' and not pooled else 0,
         pooling=pooling_,
-        stacking=stacking(channels, weight[1], A[1], zero=pooled),
-        gating=gating(shape, lines, width, pooled, norm, device),
+        stacking=stacking(channels, weight[1], A[1], width, zero=pooled),
+        gating=gating(shape, lines, width, pooled, device),
     )
 
 
@@ -97,17 +91,19 @@ def _plan(shape, dtype, device, axis, pool, norm, dtypes, conv, weight, A, *othe
 def _plan_back(*case) -> _PlanBack:
     plan = _plan(*case)
     shape, dtype, device, _, pool, norm, _, conv, *_ = case
-    of_tokens = shape, plan.lines, conv[2], pool is not None, norm, device
+    lines, width, pooled = plan.lines, conv[2], pool is not None
+    of_lines = shape, dtype.itemsize, lines, width, pool, device
     return _PlanBack(
-        pooling=with_ties(plan.pooling) if pool == 'max' else plan.pooling,
-        moments=gating(*of_tokens, adjoint=True),
-        gating=gating_back(*of_tokens),
-        pooling_back=pooling_back(shape, dtype.itemsize, plan.lines, conv[2], pool, device),
+        pooling=pooling(*of_lines, ties=True) if pool == 'max' else plan.pooling,
+        moments=gating(shape, lines, width, pooled, device, moments=True),
+        gating=gating_back(shape, lines, width, pooled, norm, device),
+        pooling_back=pooling_back(*of_lines),
     )
 
 
-def _walks(short, projection, weight, bias, A, skip, plan: _Plan) -> Walks:
+def _walks(short, stacked: Stacked, plan: _Plan) -> Walks:
     """Project the sequences `(B, L', 2, D)` and describe their two walks."""
+    projection, weight, bias, A, skip, _ = stacked
     batch, length, _, channels = short.shape
     count, columns = batch * length, projection.shape[1]
     tokens = short.view(count, 2, channels).transpose(0, 1)
@@ -131,9 +127,9 @@ def _walks(short, projection, weight, bias, A, skip, plan: _Plan) -> Walks:
 
 
 def _dense(xz, directions, norm_weight, norm_bias):
-    """The tensors as kernels can read them, the norm as a pair or None."""
+    """The tensors as kernels can read them, the norm as a pair, of None where there is none."""
     forth, back = (Direction(*[dense(t) for t in direction]) for direction in directions)
-    return dense(xz), forth, back, None if norm_weight is None else (dense(norm_weight), dense(norm_bias))
+    return dense(xz), forth, back, (None, None) if norm_weight is None else (dense(norm_weight), dense(norm_bias))
 
 
 def forward(xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps):
@@ -141,11 +137,11 @@ def forward(xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps):
     xz, forth, back, norm = _dense(xz, directions, norm_weight, norm_bias)
     plan = _plan(*_case(xz, forth, back, norm, axis, pool))
     with on_device(xz):
-        scale = factor(plan.lines, pool, scaling)
-        short, _, _ = pool_lines(xz, plan.pooling, plan.lines, forth, back, scale)
-        walks = _walks(short, *stack(plan.stacking, forth, back), plan)
-        scanned = scan(walks, torch.float32)
-        return gate(xz, scanned, plan.gating, plan.lines, forth, back, norm, float(eps))
+        stacked = stack(plan.stacking, forth, back)
+        ways = stacked.ways
+        short = pool_fwd(xz, ways, plan.pooling, pool, factor(plan.lines, pool, scaling))
+        scanned = scan(_walks(short, stacked, plan), torch.float32)
+        return gate_fwd(xz, scanned, None if pool is None else ways, norm, plan.gating, float(eps))
 
 
 def backward(dout, xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps):
@@ -154,34 +150,38 @@ def backward(dout, xz, directions, norm_weight, norm_bias, axis, pool, scaling, 
     xz, forth, back, norm = _dense(xz, directions, norm_weight, norm_bias)
     case = _case(xz, forth, back, norm, axis, pool)
     plan, plan_back = _plan(*case), _plan_back(*case)
-    lines, pooled = plan.lines, pool is not None
+    pooled = pool is not None
     with on_device(xz):
-        scale = factor(lines, pool, scaling)
-        short, largest, ties = pool_lines(xz, plan_back.pooling, lines, forth, back, scale, ties=pool == 'max')
+        scale = factor(plan.lines, pool, scaling)
         stacked = stack(plan.stacking, forth, back)
-        walks = _walks(short, *stacked, plan)
+        ways = stacked.ways
+        maxima = None
+        if pool == 'max':
+            short, *maxima = pool_ties(xz, ways, plan_back.pooling, scale)
+        else:
+            short = pool_fwd(xz, ways, plan_back.pooling, pool, scale)
+        walks = _walks(short, stacked, plan)
         scanned = scan(walks, torch.float32).view(short.shape)
         dxz = torch.empty_like(xz)
-        dtokens, dscanned, sums = gate_backward(
-            *(dout, dxz, xz, scanned, (plan_back.gating, plan_back.moments), lines, forth, back, norm, float(eps)),
-            *(pooled, route_dtype(xz)),
-        )
+        gated = xz, scanned, ways if pooled else None, norm
+        moments = None
+        if norm[0] is not None:
+            moments = gate_moments(dout, *gated, plan_back.moments, float(eps))
+        dtokens, dscanned, sums = gate_bwd(dout, moments, dxz, *gated, plan_back.gating, route_dtype(xz))
         grads = scan_backward(walks, dscanned.view(walks.x.shape), torch.float32)
-        dshort, dprojection, dweight = _project_backward(short, stacked[0], stacked[1], walks, grads)
-        dtaps, dtaps_bias = pool_backward(
-            *(dtokens if pooled else dshort, dshort, dxz, xz, plan_back.pooling_back, lines, forth, back, scale),
-            *(largest, ties),
-        )
+        dshort, dprojection, dweight = _project_backward(short, stacked, walks, grads)
+        dtaps, dtaps_bias = pool_bwd(dtokens, dshort, dxz, xz, ways, plan_back.pooling_back, scale, maxima)
     channels = short.shape[3]
     dskip = sums[:2] if pooled else grads.skip.view(2, channels)
     found = (dtaps, dtaps_bias, dprojection, dweight, grads.bias.view(2, channels))
     found = (*found, grads.A.view(2, channels, -1), dskip)
-    dnorm = (sums[2], sums[3]) if norm is not None else (sums.new_empty(0), sums.new_empty(0))
+    dnorm = (sums.new_empty(0), sums.new_empty(0)) if moments is None else (sums[2], sums[3])
     return dxz, *(t[0] for t in found), *(t[1] for t in found), *dnorm
 
 
-def _project_backward(short, projection, weight, walks: Walks, grads):
+def _project_backward(short, stacked: Stacked, walks: Walks, grads):
     """Gradients of the sequences, shaped like `short`, of their projections and of the time steps' weights."""
+    projection, weight = stacked.projection, stacked.weight
     batch, length, _, channels = short.shape
     count = batch * length
     tokens = short.view(count, 2, channels).transpose(0, 1)

@@ -79,6 +79,6 @@ def test_the_mixer_stays_near_its_floor(tmp_path):
         tmp_path,
     )
     counts = {name: (float(both), float(once)) for name, both, once in (line.split() for line in lines if line)}
-    assert counts['_pool'][1] + counts['_gate'][1] < 9.8
-    assert counts['_pool'][0] + counts['_gate'][0] < 11.8
+    assert counts['_pool_fwd'][1] + counts['_gate_fwd'][1] < 9.8
+    assert counts['_pool_fwd'][0] + counts['_gate_fwd'][0] < 11.8
     assert counts['sum'][1] > 8

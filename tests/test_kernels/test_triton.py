@@ -36,14 +36,17 @@ def test_no_size_of_an_image_is_compiled_in(aot_report):
         assert numbers <= free | {'eps', 'scale'}
 
 
-@pytest.mark.parametrize('room', ['shared_triton', 'ss2d'])
+@pytest.mark.parametrize('room', ['shared_triton', 'selective_scan', 'ss2d', 'pooled_scan', 'depthwise_conv'])
 def test_kernels_stay_small(room):
-    """Sixty lines and twenty parameters, of which what is compiled in as a `Spec` is one."""
+    """Eighty lines and twenty run-time parameters, of which what is compiled in as a `Spec` is one."""
     for path in (ROOT / 'kernels' / room).glob('*.py'):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and 'triton.jit' in map(_decorator, node.decorator_list):
-                assert node.end_lineno - node.lineno < 60, f'{path.name}: {node.name}'
-                assert len(node.args.args) <= 20, f'{path.name}: {node.name}'
+                assert node.end_lineno - node.lineno < 80, f'{path.name}: {node.name}'
+                given = [
+                    a for a in node.args.args if a.annotation is None or 'constexpr' not in ast.unparse(a.annotation)
+                ]
+                assert len(given) <= 20, f'{path.name}: {node.name}'
 
 
 def _decorator(node) -> str:
@@ -133,7 +136,7 @@ def test_another_size_of_image_compiles_nothing_new(launches):
     known = set(launches)
     kernels = {name for name, _ in known}
     assert {name.rsplit('.')[-1] for name in kernels} >= {
-        *('chunk_state', 'state_passing', 'chunk_scan', '_convolve'),
+        *('chunk_state', 'state_passing', 'chunk_scan', '_conv_silu_fwd'),
         *('tile_state', 'chunk_state_bwd', 'reverse_state_passing', 'chunk_scan_bwd'),
     }
     assert len(known) <= 4 * len(kernels)
@@ -160,7 +163,8 @@ def test_another_grid_compiles_nothing_new_for_the_pooled_scan(launches):
         step(*size, 'row')
     known = set(launches)
     kernels = {name.rsplit('.')[-1] for name, _ in known}
-    assert kernels >= {'_pool', '_pool_back', '_gate', '_gate_back', 'chunk_scan', 'chunk_scan_bwd'}
+    assert kernels >= {'_pool_fwd', '_pool_bwd', '_gate_fwd', '_gate_moments', '_gate_bwd'}
+    assert kernels >= {'chunk_scan', 'chunk_scan_bwd'}
     sizes = random.Random(0)
     for i in range(25):
         step(sizes.randint(1, 4), sizes.randint(1, 150), sizes.randint(1, 150), ('row', 'column')[i % 2])

@@ -14,8 +14,9 @@ from triton_runs import DEVICE, FLOAT32, INTERPRETED, LOGITS, MARKS, TOLERANCES
 
 numerics = pytest.importorskip('mmvmamba.kernels.shared_triton.numerics')
 launch = pytest.importorskip('mmvmamba.kernels.shared_triton.launch')
-triton_pool = pytest.importorskip('mmvmamba.kernels.pooled_scan.triton_pool')
+triton_pool_bwd = pytest.importorskip('mmvmamba.kernels.pooled_scan.triton_pool_bwd')
 triton_gate = pytest.importorskip('mmvmamba.kernels.pooled_scan.triton_gate')
+triton_gate_bwd = pytest.importorskip('mmvmamba.kernels.pooled_scan.triton_gate_bwd')
 
 AXES = ['row', 'column']
 POOLS = ['mean', 'max', None]
@@ -30,8 +31,8 @@ def few_operations(request, monkeypatch):
     if INTERPRETED and 'as_on_a_gpu' not in request.node.name:
         monkeypatch.setattr(numerics, 'PROGRAMS_OF_RUNS', 4)
         monkeypatch.setattr(triton_gate, 'U', 16)
-        monkeypatch.setattr(triton_gate, 'U_BACK', 16)
-        monkeypatch.setattr(triton_pool, 'tiling_back', lambda size, pool: dict(BD=32, U=16))
+        monkeypatch.setattr(triton_gate_bwd, 'U', 16)
+        monkeypatch.setattr(triton_pool_bwd, 'tiling', lambda size, pool: dict(BD=32, U=16))
 
 
 def inputs(**sizes):

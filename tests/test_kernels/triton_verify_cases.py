@@ -164,7 +164,7 @@ def _ragged_nan(p_y, t0, end, rows, m_d, D: tl.constexpr, U: tl.constexpr, BD: t
 def test_nan_in_ragged_tiles_alone(monkeypatch, caplog):
     """Noticed though the call itself has none of them: its image is a whole number of tiles."""
     monkeypatch.setattr(triton_conv, '_write_rows', _ragged_nan)
-    monkeypatch.setattr(triton_conv, '_convolve', again(triton_conv._convolve))
+    monkeypatch.setattr(triton_conv, '_conv_silu_fwd', again(triton_conv._conv_silu_fwd))
     with torch.no_grad():
         arguments = conv_inputs(8, 8)
         assert depthwise_conv_silu(**arguments, backend='triton').isfinite().all()
@@ -182,7 +182,7 @@ def _no_slope(x):
 
 def test_a_gradient_of_zero(monkeypatch, caplog):
     monkeypatch.setattr(triton_conv, 'silu_slope', _no_slope)
-    monkeypatch.setattr(triton_conv, '_differentiate', again(triton_conv._differentiate))
+    monkeypatch.setattr(triton_conv, '_conv_silu_bwd', again(triton_conv._conv_silu_bwd))
     run_auto(depthwise_conv_silu, conv_inputs())
     assert kept() == {('depthwise_conv_silu', 'forward'): [True], ('depthwise_conv_silu', 'backward'): [False]}
     assert 'dweight: relative error 1, limit' in caplog.text
@@ -196,7 +196,7 @@ def _no_program(x):
 
 def test_an_exception(monkeypatch, caplog):
     monkeypatch.setattr(triton_conv, 'silu_slope', _no_program)
-    monkeypatch.setattr(triton_conv, '_differentiate', again(triton_conv._differentiate))
+    monkeypatch.setattr(triton_conv, '_conv_silu_bwd', again(triton_conv._conv_silu_bwd))
     run_auto(depthwise_conv_silu, conv_inputs())
     assert kept() == {('depthwise_conv_silu', 'forward'): [True], ('depthwise_conv_silu', 'backward'): [False]}
     assert 'depthwise_conv_silu backward' in caplog.text
@@ -205,7 +205,7 @@ def test_an_exception(monkeypatch, caplog):
 
 def test_what_was_not_asked_for_is_not_proved():
     call = probe.Call.of('depthwise_conv_silu', 'forward', tuple(conv_inputs().values()))
-    verdict = probe.check(call, [['elsewhere', '_convolve', ['*float32'], [], []]])
+    verdict = probe.check(call, [['elsewhere', '_conv_silu_fwd', ['*float32'], [], []]])
     assert not verdict.passed
     assert 'none of the small inputs launches' in verdict.reason
 
