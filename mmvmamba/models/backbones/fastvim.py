@@ -64,11 +64,14 @@ class Block(nn.Module):
         self.mixer = PooledMixer(channels, **mixer)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mixer's output and residual stream, both `(B, H, W, C)`; the first block has no residual stream yet."""
+    def forward(self, hidden: torch.Tensor, residual: torch.Tensor | None, *kept) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mixer's output and residual stream, both `(B, H, W, C)`; the first block has no residual stream yet.
+
+        `kept`: further arguments of the mixer.
+        """
         wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         residual = wide if residual is None else residual + self.drop_path(wide)
-        return self.mixer(self.norm(residual.to(self.norm.weight.dtype))), residual
+        return self.mixer(self.norm(residual.to(self.norm.weight.dtype)), *kept), residual
 
 
 @register_model
