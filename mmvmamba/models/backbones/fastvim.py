@@ -229,7 +229,8 @@ _SCAN_NORM = '.mixer.layernorm.'
 
 def _translate(state_dict, expected) -> dict[str, torch.Tensor]:
     """Classification models: RMSNorm has no bias, and Vim's class token sits in the middle of the positions."""
-    translated = dict(state_dict)
+    # a masked autoencoder's file has its decoder beside the backbone
+    translated = {k: v for k, v in state_dict.items() if not k.startswith(('decoder_', 'mask_token'))}
     for name, value in expected.items():
         if re.fullmatch(r'layers\.\d+\.norm\.bias', name) and name not in translated:
             translated[name] = torch.zeros(value.shape, dtype=value.dtype)  # whatever device the model is on
