@@ -8,5 +8,12 @@ __getattr__ = import_on_request(
         'CheckedADE20KDataset': ('segmentation', 'mmseg'),
         'CheckedCocoDataset': ('detection', 'mmdet'),
         'CheckedSegDataset': ('segmentation', 'mmseg'),
+        'JumpCPDataset': ('multichannel', 'mmengine'),
+        'LoadPlanes': ('planes', 'mmengine'),
+        'MultiChannelFolder': ('multichannel', 'mmengine'),
+        'PadAndRandomCrop': ('planes', 'mmengine'),
+        'RandomDefocus': ('planes', 'mmengine'),
+        'RandomFlipOrRotate': ('planes', 'mmengine'),
+        'RandomHoles': ('planes', 'mmengine'),
     },
 )

@@ -7,8 +7,10 @@ from .mixed_precision import CpuAmpOptimWrapper
 from .nonfinite import NonFiniteGuard
 from .randomness import ReproducibleRandomness, seed_worker
 from .sharding import wrap_blocks
+from .weight_decay import CosineWeightDecay
 
 __all__ = [
+    'CosineWeightDecay',
     'CpuAmpOptimWrapper',
     'DurableCheckpointHook',
     'LayerDecayConstructor',

@@ -55,8 +55,9 @@ class FastChannelVim(ColumnarBackbone):
     """FastVim with a token for every patch and channel of an image; lines are pooled, channels are not.
 
     In training a random choice of channels is drawn every forward call, from PyTorch's generator of the CPU: as many as
-    a uniform draw from 1 to all says. It is the generator that mmengine seeds and a checkpoint's resume restores. Ranks
-    that were seeded alike draw alike as long as they draw equally often; nothing keeps them in step.
+    a uniform draw from 1 to all says. With `ReproducibleRandomness`, which our configs have, the draw depends on seed,
+    iteration and rank: a resumed run repeats it, and ranks draw apart. Without that hook ranks that were seeded alike
+    draw alike as long as they draw equally often, as in the published code.
 
     Args:
         arch: a row of FastVim's `ARCHS`, or a dict of its fields; those left out are those of 'small'.

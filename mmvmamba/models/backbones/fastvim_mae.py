@@ -146,7 +146,7 @@ class FastMaskVim(ColumnarBackbone):
         if not fits:
             raise ValueError(
                 f'{type(self).__name__}: ids_keep has dtype {ids_keep.dtype} and shape {tuple(ids_keep.shape)}; '
-                f'expected int64 (B, M) with B = {len(tokens)}, each row ascending numbers out of {tokens.shape[1]} patches'
+                f'expected int64 (B, M) with B = {len(tokens)}, rows ascending, out of {tokens.shape[1]} patches'
             )
 
     def _kept_first(self, ids_keep: torch.Tensor, patches: int) -> torch.Tensor:
