@@ -14,7 +14,7 @@ model = dict(
     ),
     backbone=dict(
         img_size=64,
-        patch_size=8,
+        patch_size=16,
         embed_dims=channels,
         depth=4,
         drop_path_rate=0.0,
