@@ -17,10 +17,10 @@ ROWS = 'ABCDEFGHIJKLMNOP'
 
 
 def render_cells(rng: np.random.Generator, channels: int, size: int, target: int) -> np.ndarray:
-    """Draw cells as `(channels, size, size)` uint8; target 0 is the control.
+    """Draw cells as `(channels, size, size)`, about 0 to 255; target 0 is the control.
 
-    A target t > 0 moves the organelles of channel 2 + (t - 1) % (channels - 2) from around the nucleus to the rim of
-    the cell, and with every round of the channels makes the nuclei larger.
+    A target t > 0 moves the organelles of half of the channels behind the first two, from t - 1 on, to the rim of the
+    cells and makes them brighter; from the second round through those channels on the nuclei are larger as well.
     """
     image = np.zeros((channels, size, size), np.float32)
     organelles = channels - 2
@@ -30,13 +30,12 @@ def render_cells(rng: np.random.Generator, channels: int, size: int, target: int
         _spot(image[0], centre, nucleus, 200)
         _spot(image[1], centre, radius, 110)
         for k in range(organelles):
-            moved = target > 0 and k == (target - 1) % organelles
+            moved = target > 0 and (k - target + 1) % organelles < max(organelles // 2, 1)
             for angle in rng.uniform(0, 2 * np.pi, 9):
                 reach = radius * (rng.uniform(1.0, 1.3) if moved else rng.uniform(0.1, 0.6))
                 place = centre + reach * np.array([np.cos(angle), np.sin(angle)])
-                _spot(image[2 + k], place, 0.14 * radius + 0.7, rng.uniform(90, 160))
-    blurred = np.stack([cv2.GaussianBlur(plane, (0, 0), 0.8) for plane in image])
-    return blurred
+                _spot(image[2 + k], place, 0.14 * radius + 0.7, rng.uniform(90, 160) + 70 * moved)
+    return np.stack([cv2.GaussianBlur(plane, (0, 0), 0.8) for plane in image])
 
 
 def _spot(plane, centre, radius, value):

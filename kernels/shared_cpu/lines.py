@@ -112,15 +112,15 @@ def _pool(jobs):
         if task >= job.batch * job.lines:
             break
         _window(job, task, job.xz, 2 * width, address(zeros), rows)
-        for span in range(job.spans):
-            target = job.pooled + _span(job, task, span)
-            for column in range(0, width, BYTES):
+        for column in range(0, width, BYTES):
+            target = job.pooled + _span(job, task, 0) + column
+            for span in range(job.spans):
                 forth = back = fill(ZERO)
                 for i in range(span, job.line, job.spans):
                     forth = forth + silu(_convolve(job, 0, rows, i, column))
                     back = back + silu(_convolve(job, 1, rows, i, column))
-                store(forth * share, target + column)
-                store(back * share, target + _direction(job) + column)
+                store(forth * share, target + span * width)
+                store(back * share, target + _direction(job) + span * width)
 
 
 @njit(**COMPILE)

@@ -1,6 +1,6 @@
 """Draw what a masked autoencoder makes of images: image, what it sees, its reconstruction (kept patches pasted in).
 
-Example: python tools/analysis/mae_pictures.py configs/demo/mae_fastvim_shapes.py work_dirs/x/epoch_40.pth a.jpg b.jpg
+Example: python tools/analysis/mae_pictures.py configs/mae/demo.py work_dirs/x/epoch_40.pth a.jpg b.jpg
 """
 
 import argparse

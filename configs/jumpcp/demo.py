@@ -1,7 +1,7 @@
 # A shrunk FastChannelVim on generated eight-channel pictures of cells, at a size that two CPU cores train from scratch
 # in minutes. Wells, not images, are split: nothing of a validation well was seen.
 #     python tools/make_shapes_dataset.py data/shapes --channels 8 --train 960 --val 240 --size 64
-#     python tools/train.py configs/demo/fastchannelvim_cells.py
+#     python tools/train.py configs/jumpcp/demo.py
 _base_ = ['../_base_/models/fastchannelvim_s.py', '../_base_/runtime_channels.py']
 
 num_classes = 6
@@ -9,8 +9,8 @@ channels = 64
 model = dict(
     data_preprocessor=dict(
         num_classes=num_classes,
-        mean=[17.4, 29.5, 15.1, 15.6, 15.6, 15.5, 15.7, 14.7],
-        std=[42.0, 43.2, 28.3, 30.0, 29.6, 29.5, 30.1, 28.6],
+        mean=[17.5, 29.7, 18.6, 18.5, 20.6, 20.5, 20.9, 18.2],
+        std=[42.3, 43.2, 37.1, 36.3, 40.4, 40.2, 41.3, 35.7],
     ),
     backbone=dict(
         img_size=64,
@@ -60,7 +60,7 @@ param_scheduler = [
 ]
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=0.003, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=0.002, weight_decay=0.05),
     clip_grad=dict(max_norm=5.0),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0),
 )

@@ -1,7 +1,7 @@
 # Masked pre-training of a shrunk FastVim on the generated shapes, at a size that two CPU cores do in minutes.
 #     python tools/make_shapes_dataset.py data/shapes
-#     python tools/train.py configs/demo/mae_fastvim_shapes.py
-#     python tools/analysis/mae_pictures.py configs/demo/mae_fastvim_shapes.py CHECKPOINT IMAGE... --out mae.png
+#     python tools/train.py configs/mae/demo.py
+#     python tools/analysis/mae_pictures.py configs/mae/demo.py CHECKPOINT IMAGE... --out mae.png
 _base_ = ['../_base_/models/mae_fastvim_b.py', '../_base_/runtime_mae.py']
 
 size, patch = 64, 8
