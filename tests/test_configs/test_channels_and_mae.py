@@ -77,8 +77,7 @@ def test_mae_trains_a_step(path):
     from mmpretrain.structures import DataSample
 
     samples = [DataSample() for _ in images]
-    inputs = [torch.stack(images)]  # a view of every image
-    batch = model.data_preprocessor(dict(inputs=inputs, data_samples=samples), True)
+    batch = model.data_preprocessor(dict(inputs=torch.stack(images), data_samples=samples), True)
     loss, _ = model.parse_losses(model(**batch, mode='loss'))
     assert 0.5 < loss < 4
     loss.backward()

@@ -32,7 +32,7 @@ def paint(model, batch: torch.Tensor) -> torch.Tensor:
 
     Where the model predicts normalised patches, the image's own means and deviations make them visible, as is usual.
     """
-    inputs = model.data_preprocessor(dict(inputs=[batch]))['inputs'][0]
+    inputs = model.data_preprocessor(dict(inputs=batch, data_samples=[None] * len(batch)))['inputs']
     latent, mask, ids_restore = model.backbone(inputs)
     prediction = model.neck(latent, ids_restore)
     patches = model.head.patchify(inputs)
