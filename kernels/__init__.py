@@ -5,7 +5,7 @@ Knows tensors only. Importing it needs torch alone; a backend's own packages are
 
 from .depthwise_conv.op import depthwise_conv_silu
 from .dispatch import BACKENDS, BackendUnavailableError, availability
-from .pooled_scan.op import Direction, pooled_scan
+from .pooled_scan.op import Direction, pooled_scan, pooled_scan_kept
 from .selective_scan.op import selective_scan
 from .ss2d.norm import ss2d_norm
 from .ss2d.op import ss2d
@@ -17,6 +17,7 @@ __all__ = [
     'availability',
     'depthwise_conv_silu',
     'pooled_scan',
+    'pooled_scan_kept',
     'selective_scan',
     'ss2d',
     'ss2d_norm',

@@ -81,11 +81,12 @@ def _why_not(backend: str, device_type: str, dtype: torch.dtype) -> str | None:
 
 
 def availability(device_type: str = 'cpu') -> dict[str, str | None]:
-    """Map every backend to None if each operator can run on it, else to the reason why not."""
+    """Map every backend to None if each operator that it implements can run on it, else to the reason why not."""
     _import_operators()
     report = {}
     for backend in BACKENDS:
-        reasons = dict.fromkeys(operator.why_not(backend, device_type) for operator in _operators.values())
+        implemented = [operator for operator in _operators.values() if backend in operator._modules]
+        reasons = dict.fromkeys(operator.why_not(backend, device_type) for operator in implemented)
         reasons.pop(None, None)
         report[backend] = '; '.join(reasons) or None
     return report

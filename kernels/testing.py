@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from .pooled_scan.op import Direction, pooled_scan
+from .pooled_scan.op import Direction, pooled_scan, pooled_scan_kept
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """Relative error by norm that a backend may show against the reference, per input dtype."""
@@ -79,15 +79,19 @@ def pooled_scan_inputs(
     dtype=torch.float32,
     parameter=None,
     device='cpu',
+    planes=(),
 ):
-    """Random arguments of `pooled_scan_by_name`; parameters are float32 beside half precision, or `parameter`."""
+    """Random arguments of `pooled_scan_by_name`; parameters are float32 beside half precision, or `parameter`.
+
+    `planes`: their number in a tuple, or nothing.
+    """
     generator = torch.Generator().manual_seed(0)
     parameter = parameter or (dtype if dtype == torch.float64 else torch.float32)
 
     def normal(*shape, scale=1.0):
         return (torch.randn(*shape, generator=generator, dtype=torch.float64) * scale).to(device, parameter)
 
-    arguments = {'xz': normal(batch, height, width, 2 * channels).to(dtype)}
+    arguments = {'xz': normal(batch, height, width, *planes, 2 * channels).to(dtype)}
     for way in _WAYS:
         direction = Direction(
             conv_weight=normal(channels, 1, window, scale=window**-0.5),
@@ -104,12 +108,14 @@ def pooled_scan_inputs(
     return arguments
 
 
-def pooled_scan_by_name(
-    xz, norm_weight=None, norm_bias=None, *, axis='row', pool='mean', scaling=1.0, backend='auto', **tensors
-):
-    """`pooled_scan` with its directions' tensors as arguments of their own: `forth_A`, `back_A` and so on."""
-    ways = [Direction(*(tensors[f'{way}_{field}'] for field in Direction._fields)) for way in _WAYS]
-    return pooled_scan(xz, *ways, norm_weight, norm_bias, axis=axis, pool=pool, scaling=scaling, backend=backend)
+def pooled_scan_by_name(xz, norm_weight=None, norm_bias=None, *, kept=(), **named):
+    """`pooled_scan` with its directions' tensors as arguments of their own: `forth_A`, `back_A` and so on.
+
+    `kept`: places and grid, to run `pooled_scan_kept` on `xz (B, M, 2D)`.
+    """
+    ways = [Direction(*(named.pop(f'{way}_{field}') for field in Direction._fields)) for way in _WAYS]
+    function = pooled_scan_kept if kept else pooled_scan
+    return function(xz, *kept, *ways, norm_weight, norm_bias, **named)
 
 
 def output_and_gradients(function, arguments: dict, seed=0, **options):

@@ -40,6 +40,8 @@ class _Registry(root.Registry):
 
 MODELS = _Registry('model', root.MODELS, 'mmvmamba.models')
 DATASETS = _Registry('dataset', root.DATASETS, 'mmvmamba.datasets')
+TRANSFORMS = _Registry('transform', root.TRANSFORMS, 'mmvmamba.datasets')
+PARAM_SCHEDULERS = _Registry('parameter scheduler', root.PARAM_SCHEDULERS, 'mmvmamba.engine')
 HOOKS = _Registry('hook', root.HOOKS, 'mmvmamba.engine')
 OPTIM_WRAPPERS = _Registry('optimizer wrapper', root.OPTIM_WRAPPERS, 'mmvmamba.engine')
 OPTIM_WRAPPER_CONSTRUCTORS = _Registry(

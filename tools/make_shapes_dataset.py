@@ -397,12 +397,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--size', type=int, default=128, help='shorter side in pixels, about (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='decides every picture (default: %(default)s)')
     parser.add_argument('--classification', action='store_true', help='write OUT/cls, a folder a class, and no other')
+    parser.add_argument(
+        '--channels',
+        type=int,
+        help="write OUT/cells, a plate of cells of so many channels in JUMP-CP's layout, instead",
+    )
     parser.add_argument('--overwrite', action='store_true', help='replace a dataset that is already there')
     arguments = parser.parse_args(argv)
     if arguments.size < 64 or min(arguments.train, arguments.val) < 1:
         parser.error('--size must be at least 64, --train and --val at least 1')
+    if arguments.channels is not None and arguments.channels < 3:
+        parser.error('--channels must be at least 3')
     write = make_folders if arguments.classification else make
     try:
+        if arguments.channels is not None:
+            import shapes_channels
+
+            count = arguments.train + arguments.val  # which the dataset splits
+            channels = (arguments.channels, arguments.size, arguments.seed, arguments.overwrite)
+            shapes_channels.make(arguments.out, count, *channels)
+            return 0
         write(arguments.out, arguments.train, arguments.val, arguments.size, arguments.seed, arguments.overwrite)
     except FileExistsError as error:
         parser.error(str(error))

@@ -46,30 +46,35 @@ def _scan_backward(dy, *sequence):
     return du, ddt, dA, *dBC.chunk(2, dim=2)
 
 
-_COMPILED = torch_blocked.Scans(_scan, _scan_backward)
+COMPILED = torch_blocked.Scans(_scan, _scan_backward)
 
 
 class _Tokens:
     """A grid of tokens on its way through the compiled passes."""
 
-    def __init__(self, xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps):
-        batch, height, width, both = xz.shape
-        self.channels = both // 2
+    def __init__(self, xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps, planes='inner'):
+        batch, height, width = xz.shape[:3]
+        count = xz.shape[3] if xz.ndim == 5 else 1
+        self.channels = xz.shape[-1] // 2
         self.directions = [tuple(t.detach().float() for t in direction) for direction in directions]
-        lines, line = (height, width) if axis == 'row' else (width, height)
-        span = line if pool else 1
+        rows, columns = (height, width) if axis == 'row' else (width, height)
+        inner = count if planes == 'inner' else 1  # planes in a line
+        lines, line = rows * count // inner, columns * inner
+        spans = inner if pool else line
         self.tasks = batch * lines
-        self.pooled_shape = (2, batch, lines * line // span, self.channels)
+        self.pooled_shape = (2, batch, lines * spans, self.channels)
         self.sizes = dict(
             batch=batch,
             lines=lines,
             line=line,
-            span=span,
-            outer=width if axis == 'row' else 1,
-            inner=1 if axis == 'row' else width,
+            spans=spans,
+            rows=rows,
+            planes=inner,
+            outer=count * (width if axis == 'row' else 1),
+            inner=count * (1 if axis == 'row' else width),
             channels=self.channels,
             normed=norm_weight is not None,
-            share=scaling / span,
+            share=scaling / (line // spans),
             eps=eps,
         )
         self.tensors = dict(
@@ -84,7 +89,7 @@ class _Tokens:
         self.run(passes.pool(), pooled=self.pooled)
         self.tensors['scanned'] = torch.stack(
             [
-                torch_blocked.scan_pooled(s, direction, bool(reverse), _COMPILED)
+                torch_blocked.scan_pooled(s, direction, bool(reverse), COMPILED)
                 for reverse, (s, direction) in enumerate(zip(self.pooled, self.directions, strict=True))
             ]
         )
@@ -110,23 +115,23 @@ def _takes(directions, pool):
 
 
 @torch.no_grad()
-def forward(xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps):
+def forward(xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps, planes='inner'):
     """See `mmvmamba.kernels.pooled_scan`."""
-    arguments = (xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps)
+    arguments = (xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps, planes)
     if not _takes(directions, pool):
-        return torch_blocked.forward(*arguments, scans=_COMPILED)
+        return torch_blocked.forward(*arguments, scans=COMPILED)
     tokens = _Tokens(*arguments)
-    out = tokens.empty(*xz.shape[:3], tokens.channels)
+    out = tokens.empty(*xz.shape[:-1], tokens.channels)
     tokens.run(passes.finish(), out=out)
     return out.to(xz.dtype)
 
 
 @torch.no_grad()
-def backward(dout, xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps):
+def backward(dout, xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps, planes='inner'):
     """See `torch_blocked.backward`."""
-    arguments = (xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps)
+    arguments = (xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps, planes)
     if not _takes(directions, pool):
-        return torch_blocked.backward(dout, *arguments, scans=_COMPILED)
+        return torch_blocked.backward(dout, *arguments, scans=COMPILED)
     tokens = _Tokens(*arguments)
     channels, tasks = tokens.channels, tokens.tasks
     dxz, dy = tokens.empty(*xz.shape), tokens.empty(*dout.shape)
@@ -136,7 +141,7 @@ def backward(dout, xz, directions, norm_weight, norm_bias, axis, pool, scaling, 
     tokens.run(passes.unfinish(), dout=dout, dxz=dxz, dy=dy, dscanned=dscanned, dnorm=dnorm)
     dpooled, of_scans = [], []
     for reverse, (s, direction) in enumerate(zip(tokens.pooled, tokens.directions, strict=True)):
-        ds, *of_scan = torch_blocked.scan_pooled_backward(dscanned, s, direction, bool(reverse), _COMPILED)
+        ds, *of_scan = torch_blocked.scan_pooled_backward(dscanned, s, direction, bool(reverse), COMPILED)
         dpooled.append(ds)
         of_scans.append(of_scan)
     tokens.run(passes.unpool(), dxz=dxz, dy=dy, dpooled=torch.stack(dpooled), sums=sums)

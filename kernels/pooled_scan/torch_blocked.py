@@ -4,6 +4,7 @@ Each direction keeps one tensor of the size of its tokens. The convolution reads
 the order of the sequence, and the gate writes back through strides: columns cost no transposed copy.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -25,31 +26,51 @@ _STATE_ELEMENTS_ELSEWHERE = 1 << 25
 """Most elements of a tensor that holds every state of every position."""
 
 
-def _prepare(xz, directions, norm_weight, norm_bias):
+def prepare(xz, directions, norm_weight, norm_bias):
+    """The dtype to compute in, and directions and norm in it."""
     dtype = compute_dtype(xz)
     directions = tuple(tuple(t.to(dtype) for t in direction) for direction in directions)
     norm = None if norm_weight is None else (norm_weight.to(dtype), norm_bias.to(dtype))
     return dtype, directions, norm
 
 
-def _grid(t, axis):
-    """View `(B, H, W, D)` as `(B, lines, positions of a line, D)`, its own inverse."""
-    return t.transpose(1, 2) if axis == 'column' else t
+def _grid(t, axis, planes='inner'):
+    """View `(B, H, W, D)` as `(B, lines, positions of a line, D)`, in the order of the sequence.
+
+    `(B, H, W, K, D)` likewise as `(B, lines, positions, K, D)`, or with outer planes as `(B, K, lines, positions, D)`.
+    """
+    t = t.transpose(1, 2) if axis == 'column' else t
+    return t.movedim(3, 1) if t.ndim == 5 and planes == 'outer' else t
 
 
 def _shifted(source, target, shift):
-    """Views of two `(B, O, I, D)` such that position t + shift of the first lies under position t of the second.
+    """Views of two `(B, ..., D)` such that position t + shift of the first lies under position t of the second.
 
-    Positions count through all lines, so a line's end and the next line's start are neighbours: that takes two pairs.
+    Positions count through all axes, so a line's end and the next line's start are neighbours: that takes two pairs of
+    views an axis.
     """
     if shift < 0:
-        return tuple((s, t) for t, s in _shifted(target, source, -shift))
-    lines, size = source.shape[1:3]
+        return [(s, t) for t, s in _shifted(target, source, -shift)]
+    return _carried(source, target, shift, source.ndim - 2)
+
+
+def _carried(source, target, shift, axis):
+    """`_shifted` by a number of positions of `axis`, which carries into the axes before it."""
+    size = source.shape[axis]
+    if axis == 1:
+        return [(source[:, shift:], target[:, : max(size - shift, 0)])]
     whole, rest = divmod(shift, size)
-    pairs = [(source[:, whole:, rest:], target[:, : max(lines - whole, 0), : size - rest])]
+    stay = source.narrow(axis, rest, size - rest), target.narrow(axis, 0, size - rest)
+    pairs = _carried(*stay, whole, axis - 1)
     if rest:
-        pairs.append((source[:, whole + 1 :, :rest], target[:, : max(lines - whole - 1, 0), size - rest :]))
-    return tuple(pairs)
+        carry = source.narrow(axis, 0, rest), target.narrow(axis, size - rest, rest)
+        pairs += _carried(*carry, whole + 1, axis - 1)
+    return pairs
+
+
+def _sum(t):
+    """Over everything but the last axis."""
+    return t.sum(tuple(range(t.ndim - 1)))
 
 
 def _taps(conv_weight, reverse):
@@ -60,7 +81,7 @@ def _taps(conv_weight, reverse):
 
 
 def _convolve(x, conv_weight, conv_bias, reverse):
-    """Causal depthwise convolution along the sequence of `(B, O, I, D)`; before the sequence there are zeros."""
+    """Causal depthwise convolution along the sequence of `(B, ..., D)`; before the sequence there are zeros."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     for tap, shift in reversed(list(_taps(conv_weight, reverse))):
         weight = conv_weight[:, 0, tap]
@@ -77,28 +98,51 @@ def _convolve_backward(dout, dx, x, conv_weight, reverse):
     dweight = torch.zeros_like(conv_weight)
     for tap, shift in _taps(conv_weight, reverse):
         for source, target in _shifted(x, dout, shift):
-            dweight[:, 0, tap] += (source * target).sum((0, 1, 2))
+            dweight[:, 0, tap] += _sum(source * target)
         for source, target in _shifted(dx, dout, shift):
             source.addcmul_(target, conv_weight[:, 0, tap])
-    return dweight, dout.sum((0, 1, 2))
+    return dweight, _sum(dout)
 
 
-def _pool(u, pool, scaling):
-    """The sequence to scan: `(B, O, I, D)` to `(B, O, D)`, or to `(B, O*I, D)` where nothing is pooled."""
-    if pool is None:
-        return u.flatten(1, 2)
-    return scaling * (u.mean(2) if pool == 'mean' else u.amax(2))
+class Lines(NamedTuple):
+    """Pooling of a grid `(B, ..., D)` along one of its axes, and back.
 
+    Attributes:
+        pool: 'mean', 'max' or None, which scans all tokens.
+        scaling: of the pooled tokens.
+        axis: that is pooled.
+    """
 
-def _pool_backward(ds, du, u, pool, scaling):
-    """Add the gradient of the tokens to `du`; tokens that share a maximum share its gradient."""
-    if pool is None:
-        du.add_(ds.view_as(du))
-    elif pool == 'mean':
-        du.add_(ds[:, :, None], alpha=scaling / u.shape[2])
-    else:
-        largest = u == u.amax(2, keepdim=True)
-        du.addcmul_((scaling * ds)[:, :, None] / largest.sum(2, keepdim=True), largest.to(du.dtype))
+    pool: str | None
+    scaling: float
+    axis: int = 2
+
+    def shorten(self, u):
+        """The sequence to scan, `(B, S, D)`."""
+        if self.pool is None:
+            return u.flatten(1, -2)
+        return self.scaling * (u.mean(self.axis) if self.pool == 'mean' else u.amax(self.axis)).flatten(1, -2)
+
+    def expand(self, v, u):
+        """What a scanned sequence gives to the tokens `u`, in a shape that is broadcast to theirs."""
+        if self.pool is None:
+            return v.view_as(u)
+        return v.unflatten(1, u.shape[1 : self.axis] + u.shape[self.axis + 1 : -1]).unsqueeze(self.axis)
+
+    def expand_backward(self, dy):
+        """The gradient of a scanned sequence from that of the tokens."""
+        return (dy if self.pool is None else dy.sum(self.axis)).flatten(1, -2)
+
+    def shorten_backward(self, ds, du, u):
+        """Add the gradient of the tokens to `du`; tokens that share a maximum share its gradient."""
+        ds = self.expand(ds, u)
+        if self.pool is None:
+            du.add_(ds)
+        elif self.pool == 'mean':
+            du.add_(ds, alpha=self.scaling / u.shape[self.axis])
+        else:
+            largest = u == u.amax(self.axis, keepdim=True)
+            du.addcmul_((self.scaling * ds) / largest.sum(self.axis, keepdim=True), largest.to(du.dtype))
 
 
 def _short_inputs(s, x_proj_weight, dt_weight, dt_bias, states):
@@ -181,58 +225,95 @@ def scan_pooled_backward(dv, s, direction, reverse, scans):
     return ds + dprojected @ x_proj_weight, dx_proj, ddt_weight, dstep.sum((0, 1)), dA
 
 
-def _tokens(x, directions, pool, scaling, scans):
+def _tokens(x, directions, lines, scans):
     """Both directions: each one's convolution before SiLU, and the sum of what both scans and skips give a token."""
     convolved, total = [], None
     for reverse, direction in enumerate(directions):
         p = _convolve(x, direction[0], direction[1], bool(reverse))
         u, Ds = F.silu(p), direction[-1]
-        v = scan_pooled(_pool(u, pool, scaling), direction, bool(reverse), scans)
-        v = v.view_as(u) if pool is None else v[:, :, None]
+        v = lines[reverse].expand(scan_pooled(lines[reverse].shorten(u), direction, bool(reverse), scans), u)
         total = torch.addcmul(v, u, Ds) if total is None else total.addcmul_(u, Ds).add_(v)
         convolved.append(p)
     return convolved, total
 
 
-def forward(xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps, scans=None):
+def mix(x, z, directions, norm, eps, lines, scans):
+    """Tokens and gates `(B, ..., D)`, axes in the order of the sequence, to the result.
+
+    Args:
+        x, z: of the compute dtype; so are the parameters.
+        directions: a tuple of tensors each.
+        norm: its weight and bias, or None.
+        eps: added to the variance.
+        lines: how each direction pools, `Lines` or what has its methods.
+        scans: what scans the pooled sequences.
+    """
+    _, y = _tokens(x, directions, lines, scans)
+    y.mul_(0.5)
+    if norm is not None:
+        y = F.layer_norm(y, y.shape[-1:], *norm, eps)
+    return y.mul_(F.silu(z))
+
+
+class Gradients:
+    """Sums of the parameters' gradients over blocks of a batch, and the way back through `mix`."""
+
+    def __init__(self, directions, norm):
+        like = directions[0][-1]
+        self.of_directions = [[torch.zeros_like(t) for t in direction] for direction in directions]
+        self.of_norm = [like.new_zeros(like.shape[0] if norm else 0) for _ in range(2)]
+
+    def mix_backward(self, dout, dx, dz, x, z, directions, norm, eps, lines, scans):
+        """Fill `dx` and `dz`; add to the parameters' gradients. Everything is recomputed."""
+        convolved, y = _tokens(x, directions, lines, scans)
+        dy = _finish_backward(dout, dz, y.mul_(0.5), z, norm, self.of_norm, eps).mul_(0.5)
+        dx.zero_()
+        for reverse, direction in enumerate(directions):
+            options = (bool(reverse), lines[reverse], scans)
+            _direction_backward(dy, dx, x, convolved[reverse], direction, self.of_directions[reverse], *options)
+
+    def flat(self):
+        """In the order of the operator's tensors."""
+        return *self.of_directions[0], *self.of_directions[1], *self.of_norm
+
+
+def forward(xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps, planes='inner', scans=None):
     """See `mmvmamba.kernels.pooled_scan`."""
-    dtype, directions, norm = _prepare(xz, directions, norm_weight, norm_bias)
-    batch, height, width, channels = (*xz.shape[:3], xz.shape[3] // 2)
-    out = torch.empty(batch, height, width, channels, dtype=xz.dtype, device=xz.device)
-    for part in blocks(batch, height * width, channels, xz.device):
-        x, z = _grid(xz[part], axis).to(dtype).chunk(2, dim=3)
-        _, y = _tokens(x, directions, pool, scaling, scans or VECTORISED)
-        y.mul_(0.5)
-        if norm is not None:
-            y = F.layer_norm(y, (channels,), *norm, eps)
-        _grid(out[part], axis).copy_(y.mul_(F.silu(z)))
+    dtype, directions, norm = prepare(xz, directions, norm_weight, norm_bias)
+    tokens, channels = math.prod(xz.shape[1:-1]), xz.shape[-1] // 2
+    out = torch.empty(*xz.shape[:-1], channels, dtype=xz.dtype, device=xz.device)
+    lines = (_lines(xz, pool, scaling, planes),) * 2
+    for part in blocks(xz.shape[0], tokens, channels, xz.device):
+        x, z = _grid(xz[part], axis, planes).to(dtype).chunk(2, dim=-1)
+        y = mix(x, z, directions, norm, eps, lines, scans or VECTORISED)
+        _grid(out[part], axis, planes).copy_(y)
     return out
 
 
-def backward(dout, xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps, scans=None):
+def backward(dout, xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps, planes='inner', scans=None):
     """Gradients of `xz`, of every tensor of both directions, and of the norm (empty without one); all recomputed."""
-    dtype, directions, norm = _prepare(xz, directions, norm_weight, norm_bias)
-    batch, height, width, channels = dout.shape
+    dtype, directions, norm = prepare(xz, directions, norm_weight, norm_bias)
+    tokens, channels = math.prod(xz.shape[1:-1]), xz.shape[-1] // 2
     dxz = torch.empty(xz.shape, dtype=dtype, device=xz.device)
-    grads = [[torch.zeros_like(t) for t in direction] for direction in directions]
-    dnorm = [torch.zeros(channels if norm else 0, dtype=dtype, device=xz.device) for _ in range(2)]
-    for part in blocks(batch, height * width, channels, xz.device):
-        x, z = _grid(xz[part], axis).to(dtype).chunk(2, dim=3)
-        dx, dz = _grid(dxz[part], axis).chunk(2, dim=3)
-        convolved, y = _tokens(x, directions, pool, scaling, scans or VECTORISED)
-        dy = _finish_backward(_grid(dout[part], axis).to(dtype), dz, y.mul_(0.5), z, norm, dnorm, eps).mul_(0.5)
-        dx.zero_()
-        for reverse, direction in enumerate(directions):
-            options = (bool(reverse), pool, scaling, scans or VECTORISED)
-            _direction_backward(dy, dx, x, convolved[reverse], direction, grads[reverse], *options)
-    return dxz, *grads[0], *grads[1], *dnorm
+    grads = Gradients(directions, norm)
+    lines = (_lines(xz, pool, scaling, planes),) * 2
+    for part in blocks(xz.shape[0], tokens, channels, xz.device):
+        x, z = _grid(xz[part], axis, planes).to(dtype).chunk(2, dim=-1)
+        dx, dz = _grid(dxz[part], axis, planes).chunk(2, dim=-1)
+        dy = _grid(dout[part], axis, planes).to(dtype)
+        grads.mix_backward(dy, dx, dz, x, z, directions, norm, eps, lines, scans or VECTORISED)
+    return dxz, *grads.flat()
+
+
+def _lines(xz, pool, scaling, planes):
+    return Lines(pool, scaling, 3 if xz.ndim == 5 and planes == 'outer' else 2)
 
 
 def _finish_backward(dout, dz, y, z, norm, dnorm, eps):
     """Through gate and norm: fill `dz`, add to `dnorm`, return the gradient of `y`."""
     normed, mean, rstd = y, None, None
     if norm is not None:
-        normed, mean, rstd = torch.native_layer_norm(y, y.shape[3:], *norm, eps)
+        normed, mean, rstd = torch.native_layer_norm(y, y.shape[-1:], *norm, eps)
     gate = torch.sigmoid(z)
     dz.copy_(dout * normed * (gate * (1 + z * (1 - gate))))
     dy = dout * (z * gate)
@@ -240,23 +321,21 @@ def _finish_backward(dout, dz, y, z, norm, dnorm, eps):
         return dy
     # a contiguous gradient: not every device's kernel takes strides
     dy, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
-        dy.contiguous(), y, y.shape[3:], mean, rstd, *norm, [True, True, True]
+        dy.contiguous(), y, y.shape[-1:], mean, rstd, *norm, [True, True, True]
     )
     dnorm[0] += dweight
     dnorm[1] += dbias
     return dy
 
 
-def _direction_backward(dy, dx, x, p, direction, grads, reverse, pool, scaling, scans):
+def _direction_backward(dy, dx, x, p, direction, grads, reverse, lines, scans):
     """Add one direction's gradients to `grads` (in the order of its tensors) and to `dx`."""
     conv_weight, Ds = direction[0], direction[-1]
     u = F.silu(p)
-    s = _pool(u, pool, scaling)
-    dv = dy.flatten(1, 2) if pool is None else dy.sum(2)
-    ds, *of_scan = scan_pooled_backward(dv, s, direction, reverse, scans)
+    ds, *of_scan = scan_pooled_backward(lines.expand_backward(dy), lines.shorten(u), direction, reverse, scans)
     du = dy * Ds
-    dDs = (dy * u).sum((0, 1, 2))
-    _pool_backward(ds, du, u, pool, scaling)
+    dDs = _sum(dy * u)
+    lines.shorten_backward(ds, du, u)
     gate = torch.sigmoid(p)
     dconv = _convolve_backward(du.mul_(gate * (1 + p * (1 - gate))), dx, x, conv_weight, reverse)
     for total, grad in zip(grads, (*dconv, *of_scan, dDs), strict=True):

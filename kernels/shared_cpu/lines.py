@@ -38,7 +38,7 @@ JOB = np.dtype(
         *(
             (name, np.int64)
             for name in (
-                *('next', 'batch', 'lines', 'line', 'span', 'outer', 'inner', 'channels', 'normed'),
+                *('next', 'batch', 'lines', 'line', 'spans', 'rows', 'planes', 'outer', 'inner', 'channels', 'normed'),
                 *('xz', 'taps', 'bias', 'skip', 'pooled', 'scanned', 'norm', 'out'),
                 *('dout', 'dxz', 'dy', 'dscanned', 'dpooled', 'dnorm', 'sums'),
             )
@@ -49,8 +49,10 @@ JOB = np.dtype(
 )
 """A grid as the compiled functions read it: sizes, addresses of contiguous float32. `next` is the first untaken task.
 
-The sequence runs line by line: token t is the pixel `t // line * outer + t % line * inner`. It is pooled over spans of
-so many tokens: a whole line, or one token. S is the number of spans; the leading 2 stands for the directions.
+The sequence runs line by line, through `planes` tokens at each of a line's places: token i of line l is the pixel
+`l % rows * outer + i // planes * inner + i % planes + l // rows`, as planes that are the outermost axis of the sequence
+repeat the lines. Tokens `i, i + spans, ...` of a line are pooled: one plane's, or a token alone where `spans = line`.
+S is the number of all spans; the leading 2 stands for the directions.
 
     xz, dxz (B, L, 2 channels)                  tokens, then gates
     taps (2, TAPS, channels), bias, skip (2, channels), norm (2, channels): weight and bias, read if `normed`
@@ -69,7 +71,8 @@ def _window(job, task, base, stride, zeros, rows):
     first, length = task % job.lines * line - _REACH, job.lines * line
     for j in range(line + 2 * _REACH):
         t = first + j
-        pixel = t // line * job.outer + t % line * job.inner
+        which, i = t // line, t % line
+        pixel = which % job.rows * job.outer + i // job.planes * job.inner + i % job.planes + which // job.rows
         rows[j] = base + (b * length + pixel) * stride if 0 <= t < length else zeros
 
 
@@ -87,14 +90,15 @@ def _convolve(job, way, rows, i, column):
 @njit(**COMPILE)
 def _span(job, task, i):
     """Where the span of a line's i-th token lies in `pooled`; the other direction's is `_direction(job)` further."""
-    b, spans = task // job.lines, job.lines * job.line // job.span
-    return 4 * job.channels * (b * spans + (task % job.lines * job.line + i) // job.span)
+    t = task % job.lines * job.line + i
+    line = task // job.lines * job.lines + t // job.line
+    return 4 * job.channels * (line * job.spans + t % job.line % job.spans)
 
 
 @njit(**COMPILE)
 def _direction(job):
     """Bytes of one direction in `pooled`."""
-    return 4 * job.channels * job.batch * (job.lines * job.line // job.span)
+    return 4 * job.channels * job.batch * job.lines * job.spans
 
 
 def _pool(jobs):
@@ -109,18 +113,14 @@ def _pool(jobs):
             break
         _window(job, task, job.xz, 2 * width, address(zeros), rows)
         for column in range(0, width, BYTES):
-            forth = back = fill(ZERO)
-            left = job.span
-            for i in range(job.line):
-                forth = forth + silu(_convolve(job, 0, rows, i, column))
-                back = back + silu(_convolve(job, 1, rows, i, column))
-                left -= 1
-                if left == 0:
-                    target = job.pooled + _span(job, task, i) + column
-                    store(forth * share, target)
-                    store(back * share, target + _direction(job))
-                    forth = back = fill(ZERO)
-                    left = job.span
+            target = job.pooled + _span(job, task, 0) + column
+            for span in range(job.spans):
+                forth = back = fill(ZERO)
+                for i in range(span, job.line, job.spans):
+                    forth = forth + silu(_convolve(job, 0, rows, i, column))
+                    back = back + silu(_convolve(job, 1, rows, i, column))
+                store(forth * share, target + span * width)
+                store(back * share, target + _direction(job) + span * width)
 
 
 @njit(**COMPILE)
@@ -181,17 +181,16 @@ def _unfinish(jobs):
     width, each = 4 * job.channels, np.float32(1 / job.channels)
     zeros = np.zeros(job.channels, np.float32)
     token_memory = np.zeros((2, job.channels), np.float32)
-    sum_memory = np.zeros((3, job.channels), np.float32)
+    sum_memory = np.zeros((2, job.channels), np.float32)
     rows = np.zeros(job.line + 2 * _REACH, np.int64)
     while True:
         task = take(jobs)
         if task >= job.batch * job.lines:
             break
         ys, sums = address(token_memory), address(sum_memory)
-        dys, dscanned = ys + width, sums + 2 * width
+        dys = ys + width
         sum_memory[:] = ZERO
         _window(job, task, job.xz, 2 * width, address(zeros), rows)
-        left = job.span
         for i in range(job.line):
             mean, deviation = _mix(job, task, i, rows, ys)
             token = rows[i + _REACH]
@@ -213,18 +212,13 @@ def _unfinish(jobs):
                 store(y, ys + column)
                 store(g, dys + column)
             shift, slope = sum_of_lanes(plain) * each, sum_of_lanes(along) * each
-            left -= 1
             total = job.dscanned + _span(job, task, i)
             for column in range(0, width, BYTES):
                 dy = (load(dys + column) - load(ys + column) * slope - shift) * (deviation * _HALF)
                 store(dy, job.dy + place + column)
-                dy = dy + load(dscanned + column)
-                if left == 0:
-                    store(dy, total + column)
-                    dy = fill(ZERO)
-                store(dy, dscanned + column)
-            if left == 0:
-                left = job.span
+                if i >= job.spans:  # not the first of its span
+                    dy = dy + load(total + column)
+                store(dy, total + column)
         for column in range(0, 2 * width, BYTES):
             store(load(sums + column), job.dnorm + 2 * task * width + column)
 

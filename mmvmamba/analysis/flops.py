@@ -53,10 +53,11 @@ _DIRECTION = 7  # tensors of a direction, in the order of `mmvmamba.kernels.Dire
 
 def _pooled_scan(inputs, outputs) -> Counter:
     """Convolutions and skips over all tokens, projections and scans over the pooled ones, the norm."""
-    batch, height, width, double = get_shape(inputs[0])
-    channels, tokens = double // 2, height * width
+    batch, height, width, *planes, double = get_shape(inputs[0])
+    count = planes[0] if planes else 1
+    channels, tokens = double // 2, height * width * count
     axis, pool = (inputs[1 + 2 * _DIRECTION + 2 + i].toIValue() for i in range(2))
-    positions = tokens if pool is None else {'row': height, 'column': width}[axis]
+    positions = tokens if pool is None else {'row': height, 'column': width}[axis] * count
     flops = 0
     for way in range(2):
         conv, _, x_proj, dt, _, A, _ = (get_shape(inputs[1 + way * _DIRECTION + i]) for i in range(_DIRECTION))
@@ -71,6 +72,7 @@ _HANDLERS = {
     'mmvmamba::selective_scan': _selective_scan,
     'mmvmamba::pooled_scan': _pooled_scan,
     'aten::rms_norm': norm_flop_counter(2),  # as LayerNorm
+    'mmvmamba::pooled_scan_planes': _pooled_scan,
     **dict.fromkeys(('aten::gelu', 'aten::silu', 'aten::relu', 'aten::sigmoid', 'aten::softmax', 'aten::max_pool2d')),
 }
 

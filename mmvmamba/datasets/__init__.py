@@ -10,5 +10,12 @@ __getattr__ = import_on_request(
         'CheckedCustomDataset': ('classification', 'mmpretrain'),
         'CheckedImageNet': ('classification', 'mmpretrain'),
         'CheckedSegDataset': ('segmentation', 'mmseg'),
+        'JumpCPDataset': ('multichannel', 'mmengine'),
+        'LoadPlanes': ('planes', 'mmengine'),
+        'MultiChannelFolder': ('multichannel', 'mmengine'),
+        'PadAndRandomCrop': ('planes', 'mmengine'),
+        'RandomDefocus': ('planes', 'mmengine'),
+        'RandomFlipOrRotate': ('planes', 'mmengine'),
+        'RandomHoles': ('planes', 'mmengine'),
     },
 )

@@ -8,9 +8,11 @@ from .nonfinite import NonFiniteGuard
 from .pictures import ClassificationPictures
 from .randomness import ReproducibleRandomness, seed_worker
 from .sharding import wrap_blocks
+from .weight_decay import CosineWeightDecay
 
 __all__ = [
     'ClassificationPictures',
+    'CosineWeightDecay',
     'CpuAmpOptimWrapper',
     'DurableCheckpointHook',
     'LayerDecayConstructor',

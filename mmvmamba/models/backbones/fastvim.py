@@ -72,11 +72,14 @@ class Block(nn.Module):
         self.mixer = PooledMixer(channels, **mixer)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mixer's output and residual stream, both `(B, H, W, C)`; the first block has no residual stream yet."""
+    def forward(self, hidden: torch.Tensor, residual: torch.Tensor | None, *kept) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mixer's output and residual stream, both `(B, H, W, C)`; the first block has no residual stream yet.
+
+        `kept`: further arguments of the mixer.
+        """
         wide = _wide(hidden)
         residual = wide if residual is None else residual + self.drop_path(wide)
-        return self.mixer(self.norm(residual.to(self.norm.weight.dtype))), residual
+        return self.mixer(self.norm(residual.to(self.norm.weight.dtype)), *kept), residual
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
@@ -354,7 +357,8 @@ def _translate(state_dict, expected) -> dict[str, torch.Tensor]:
 
     A model that has a class token itself is a classifier too and takes everything as it is.
     """
-    translated = dict(state_dict)
+    # a masked autoencoder's file has its decoder beside the backbone
+    translated = {k: v for k, v in state_dict.items() if not k.startswith(('decoder_', 'mask_token'))}
     for name, value in expected.items():
         if re.fullmatch(r'layers\.\d+\.norm\.bias', name) and name not in translated:
             translated[name] = torch.zeros(value.shape, dtype=value.dtype)  # whatever device the model is on

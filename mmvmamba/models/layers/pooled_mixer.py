@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from mmvmamba.kernels import Direction, pooled_scan
+from mmvmamba.kernels import Direction, pooled_scan, pooled_scan_kept
 
 from . import ssm_init
 from .linear import Linear
@@ -19,7 +19,8 @@ class PooledMixer(nn.Module):
         expand: inner channels D = expand * C.
         d_conv: taps of the causal depthwise convolution.
         norm_after_scan: layer-normalise the mean of both directions.
-        axis, pool, scaling, backend: as in `mmvmamba.kernels.pooled_scan`.
+        axis, pool, scaling, planes, backend: as in `mmvmamba.kernels.pooled_scan`.
+        consistent: as in `mmvmamba.kernels.pooled_scan_kept`.
         depth: blocks of the network; the output projection starts smaller by its square root.
 
     Source: Kapse et al., arXiv 2502.00594. Parameter names are those of the published weights: `_b` is backward.
@@ -38,6 +39,8 @@ class PooledMixer(nn.Module):
         scaling=1.0,
         depth=1,
         backend='auto',
+        planes='inner',
+        consistent=False,
     ):
         super().__init__()
         inner = int(expand * channels)
@@ -45,6 +48,8 @@ class PooledMixer(nn.Module):
         self.pool = pool
         self.scaling = scaling
         self.backend = backend
+        self.planes = planes
+        self.consistent = consistent
         self.in_proj = Linear(channels, 2 * inner, bias=False)
         for suffix in ('', '_b'):
             self.add_module(f'conv1d{suffix}', nn.Conv1d(inner, inner, d_conv, groups=inner))
@@ -63,21 +68,28 @@ class PooledMixer(nn.Module):
         with torch.no_grad():  # PyTorch's default is Kaiming uniform with a = sqrt 5
             self.out_proj.weight /= depth**0.5
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(B, H, W, C)` to `(B, H, W, C)`."""
+    def forward(
+        self, x: torch.Tensor, places: torch.Tensor | None = None, grid: tuple[int, int] | None = None
+    ) -> torch.Tensor:
+        """`(B, H, W, C)` or, with planes, `(B, H, W, K, C)` to the same shape.
+
+        With `places (B, M)` of a grid's tokens that a mask has kept, `(B, M, C)`.
+        """
         norm = self.layernorm
-        y = pooled_scan(
-            self.in_proj(x),
+        xz = self.in_proj(x)
+        parameters = (
             _direction(self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D),
             _direction(self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b),
             None if norm is None else norm.weight,
             None if norm is None else norm.bias,
-            axis=self.axis,
-            pool=self.pool,
-            scaling=self.scaling,
-            eps=1e-5 if norm is None else norm.eps,
-            backend=self.backend,
         )
+        options = dict(
+            axis=self.axis, scaling=self.scaling, eps=1e-5 if norm is None else norm.eps, backend=self.backend
+        )
+        if places is None:
+            y = pooled_scan(xz, *parameters, pool=self.pool, planes=self.planes, **options)
+        else:
+            y = pooled_scan_kept(xz, places, grid, *parameters, consistent=self.consistent, **options)
         return self.out_proj(y)
 
 
