@@ -130,12 +130,20 @@ def output_and_gradients(function, arguments: dict, seed=0, **options):
 
 
 def load_golden(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """Read a golden file: its tensors, and its metadata with JSON values decoded where they are JSON."""
+    """Read a golden file: its tensors, and its metadata with JSON values decoded where they are JSON.
+
+    Tensors that several files of a folder have lie once in its `shared_N.safetensors`; the entry `shared` of a file's
+    metadata says which.
+    """
     from safetensors import safe_open
 
     with safe_open(path, framework='pt') as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
         metadata = dict(file.metadata() or {})
+    shared = {name: place.split(':') for name, place in json.loads(metadata.pop('shared', '{}')).items()}
+    for number in {number for number, _ in shared.values()}:
+        with safe_open(Path(path).parent / f'shared_{number}.safetensors', framework='pt') as file:
+            tensors |= {name: file.get_tensor(key) for name, (part, key) in shared.items() if part == number}
     if 'official_kwargs' in metadata:
         metadata['official_kwargs'] = json.loads(metadata['official_kwargs'])
     return tensors, metadata

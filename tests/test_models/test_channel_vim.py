@@ -1,10 +1,8 @@
 """FastChannelVim and ChannelVim against golden tensors of the published models, and what they promise beyond them."""
 
-import json
-
 import pytest
 import torch
-from golden_runs import parameters_of
+from golden_runs import check_gradient, parameters_of, published_spec
 from mmvmamba.kernels.testing import assert_close, load_golden
 from torch import nn
 
@@ -43,7 +41,7 @@ def test_golden(name, backend, data_dir):
     (logits * golden['cotangent.0']).sum().backward()
     assert_close('input', image.grad, golden['grad.input'], 1e-5)
     for label, parameter in [*model.named_parameters(), *head.named_parameters('head')]:
-        assert_close(label, parameter.grad, golden[f'grad.{label}'], 1e-5)
+        check_gradient(label, parameter.grad, golden, 1e-5)
 
 
 def test_golden_subset_is_what_a_training_step_does_that_draws_it(data_dir, monkeypatch):
@@ -58,8 +56,8 @@ def test_golden_subset_is_what_a_training_step_does_that_draws_it(data_dir, monk
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
-def test_names_shapes_and_counts_are_the_published_ones(name, data_dir):
-    published = json.loads((data_dir / 'classifier_spec.json').read_text())[name]
+def test_names_shapes_and_counts_are_the_published_ones(name):
+    published = published_spec('classifier')[name]
     cls, patch_size = PUBLISHED[name]
     with torch.device('meta'):
         model = cls(patch_size=patch_size)

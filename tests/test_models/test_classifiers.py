@@ -1,11 +1,8 @@
 """Whole classifiers by mmpretrain around our backbones, against the published ones."""
 
-import gzip
-import json
-
 import pytest
 import torch
-from golden_runs import CLASSIFIERS, check_classifier, classifier, published_name
+from golden_runs import CLASSIFIERS, check_classifier, classifier, published_name, published_spec
 
 from mmvmamba.models import FastVim, VMamba
 from mmvmamba.models.backbones.vmamba import ARCHS, MAMBA2_ARCHS
@@ -39,10 +36,8 @@ def test_golden_with_mamba2_blocks(data_dir):
 
 
 @pytest.mark.parametrize('name', VMAMBAS | FASTVIMS)
-def test_names_shapes_and_counts_are_the_published_ones(name, data_dir):
-    with gzip.open(data_dir / 'classifier_spec.json.gz') as file:
-        published = json.load(file) | json.loads((data_dir / 'vmamba_spec.json').read_text())
-    published = published[name]
+def test_names_shapes_and_counts_are_the_published_ones(name):
+    published = (published_spec('classifier') | published_spec('vmamba'))[name]
     theirs = {key: shape for key, shape in published['state_dict'].items() if not key.startswith('outnorm')}
     if 'classifier_only' in published:  # which is a list of names
         width = 8 * published['official_kwargs']['dims']

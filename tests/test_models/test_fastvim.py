@@ -1,11 +1,10 @@
 """The FastVim backbone against golden tensors of the published model, and what it promises beyond them."""
 
 import copy
-import json
 
 import pytest
 import torch
-from golden_runs import FASTVIMS, check_backbone
+from golden_runs import FASTVIMS, check_backbone, published_spec
 from mmvmamba.kernels.pooled_scan import reference
 from mmvmamba.kernels.testing import assert_close
 from torch import nn
@@ -27,8 +26,8 @@ def test_golden(name, backend, data_dir):
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
-def test_names_shapes_and_counts_are_the_published_ones(name, data_dir):
-    published = json.loads((data_dir / 'fastvim_spec.json').read_text())[name]
+def test_names_shapes_and_counts_are_the_published_ones(name):
+    published = published_spec('fastvim')[name]
     with torch.device('meta'):
         model = FastVim(PUBLISHED[name], pool=None if name.startswith('vim') else 'mean')
     assert {key: list(value.shape) for key, value in model.state_dict().items()} == published['state_dict']

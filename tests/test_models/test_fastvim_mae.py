@@ -1,11 +1,9 @@
 """Masked autoencoders of FastVim and Vim against golden tensors of the published ones; masks beyond them."""
 
-import json
-
 import pytest
 import torch
-from golden_runs import parameters_of
-from mmvmamba.kernels.testing import assert_close, load_golden
+from golden_runs import check_gradient, parameters_of, published_spec
+from mmvmamba.kernels.testing import load_golden
 
 from mmvmamba.checkpoints import CheckpointError
 from mmvmamba.models import FastMaskVim, FastVim, MaskedVimDecoder
@@ -70,7 +68,7 @@ def test_golden(name, backend, data_dir):
         torch.testing.assert_close(out, golden[f'out.{i}'], rtol=0, atol=5e-6)
     loss.backward()
     for label, parameter in [*encoder.named_parameters(), *decoder.named_parameters()]:
-        assert_close(label, parameter.grad, golden[f'grad.{label}'], 1e-5)
+        check_gradient(label, parameter.grad, golden, 1e-5)
 
 
 def test_consistent_rule_differs_from_the_published_one(data_dir):
@@ -84,8 +82,8 @@ def test_consistent_rule_differs_from_the_published_one(data_dir):
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
-def test_names_shapes_and_counts_are_the_published_ones(name, data_dir):
-    published = json.loads((data_dir / 'classifier_spec.json').read_text())[name]
+def test_names_shapes_and_counts_are_the_published_ones(name):
+    published = published_spec('classifier')[name]
     arch, pool = PUBLISHED[name]
     with torch.device('meta'):
         encoder = FastMaskVim(arch, pool=pool)

@@ -1,10 +1,8 @@
 """The VMamba backbone against golden tensors of the published model, and what it promises beyond them."""
 
-import json
-
 import pytest
 import torch
-from golden_runs import VMAMBAS, check_backbone
+from golden_runs import VMAMBAS, check_backbone, published_spec
 from mmvmamba.kernels.testing import assert_close
 
 from mmvmamba.models import VMamba
@@ -33,8 +31,8 @@ def test_golden(name, backend, data_dir):
 
 
 @pytest.mark.parametrize('arch', ARCHS)
-def test_names_shapes_and_counts_are_the_published_ones(arch, data_dir):
-    published = json.loads((data_dir / 'vmamba_spec.json').read_text())[PUBLISHED[arch]]
+def test_names_shapes_and_counts_are_the_published_ones(arch):
+    published = published_spec('vmamba')[PUBLISHED[arch]]
     with torch.device('meta'):
         model = VMamba(arch)
     ours = {name: list(value.shape) for name, value in model.state_dict().items()}
