@@ -43,9 +43,9 @@ def test_no_family_of_toolboxes_comes_without_an_extra(wheel):
     plain = {name for name, extra in asked if not extra}
     assert plain == {'torch', 'numpy'}
     extras = {extra: {name for name, of in asked if of == extra} for _, extra in asked if extra}
-    assert set(extras) == {'det', 'seg', 'all', 'cpu', 'test'}
-    assert extras['all'] == extras['det'] | extras['seg'] | extras['cpu']
-    assert not {'mmcv', 'mmdet', 'mmengine', 'mmsegmentation'} & set.union(*extras.values())
+    assert set(extras) == {'det', 'seg', 'cls', 'export', 'all', 'cpu', 'test'}
+    assert extras['all'] == set.union(*(extras[extra] for extra in ('det', 'seg', 'cls', 'export', 'cpu')))
+    assert not {'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmsegmentation'} & set.union(*extras.values())
 
 
 def test_forward_and_both_type_names_from_an_empty_directory(site, tmp_path):

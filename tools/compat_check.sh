@@ -6,7 +6,8 @@
 #   TORCH=newest PYTHON=python3.12 tools/compat_check.sh
 #   TORCH=2.11.0 TRITON=3.6.0 PYTHON=python3.12 tools/compat_check.sh
 #   tools/compat_check.sh originals                        what most users have: the whole suite on Python 3.10, torch 2.4.1,
-#                                                          mmcv 2.1.0, mmdet 3.3.0, mmsegmentation 1.2.2, mmengine 0.10.7
+#                                                          mmcv 2.1.0, mmdet 3.3.0, mmsegmentation 1.2.2,
+#                                                          mmpretrain 1.2.0, mmengine 0.10.7
 #   TORCH=2.6.0 FAMILY=openmmlab tools/compat_check.sh     the same packages on another torch
 #
 # PYTHON   interpreter (default python3)
@@ -76,8 +77,18 @@ if "$python" -c "import urllib.request; urllib.request.urlopen('$index/torch/', 
     extra=(--extra-index-url "$index")
 fi
 step "torch $torch" pip "${wanted[@]}" 'setuptools<80' wheel ninja psutil ${extra[@]+"${extra[@]}"}
-# whatever comes later must not pull another torch over it
-"$folder/venv/bin/python" -c 'import torch; print("torch==" + torch.__version__)' >"$folder/pins"
+# whatever comes later must not pull another torch over it; PyPI's build calls itself +cu121 only once it is imported
+"$folder/venv/bin/python" -c 'from importlib.metadata import version; print("torch==" + version("torch"))' >"$folder/pins"
+
+# What the toolboxes brought has replaced neither torch nor a package of the family by one of the other.
+unmixed() {
+    "$folder/venv/bin/python" -m pip list --disable-pip-version-check --format=freeze >"$folder/installed" || return
+    grep -qxF "$(head -n 1 "$folder/pins")" "$folder/installed" || { echo "ERROR: another torch: $(grep '^torch=' "$folder/installed")"; return 1; }
+    case $family in
+        onedl) ! grep -iE '^mm(cv|det|engine|pretrain|segmentation)=' "$folder/installed" ;;
+        openmmlab) ! grep -iE '^onedl' "$folder/installed" ;;
+    esac || { echo 'ERROR: packages of the other family'; return 1; }
+}
 
 tests=(tests/test_kernels tests/test_models)
 case $family in
@@ -88,8 +99,8 @@ case $family in
         ;;
     onedl)
         step 'onedl-mmcv (compiles)' build "onedl-mmcv${MMCV:+==$MMCV}"
-        step 'toolboxes' pip -c "$folder/pins" onedl-mmdetection onedl-mmsegmentation ftfy regex numba safetensors pytest \
-            hypothesis matplotlib
+        step 'toolboxes' pip -c "$folder/pins" onedl-mmdetection onedl-mmsegmentation onedl-mmpretrain torchvision ftfy \
+            regex numba safetensors pytest hypothesis matplotlib ${extra[@]+"${extra[@]}"}
         tests+=(tests/test_configs tests/test_package.py)
         ;;
     openmmlab)
@@ -99,8 +110,8 @@ case $family in
         [ "$torch" != 2.4.1 ] || [ ! -d ../shared/wheels/original ] || PIP_FIND_LINKS="${PIP_FIND_LINKS:-} $(cd ../shared/wheels/original && pwd)"
         export PIP_FIND_LINKS="${PIP_FIND_LINKS:-}"
         step 'mmcv (compiles)' build "mmcv==${MMCV:=2.1.0}"
-        step 'toolboxes' pip -c "$folder/pins" mmengine==0.10.7 mmdet==3.3.0 mmsegmentation==1.2.2 ftfy regex numba \
-            safetensors pytest hypothesis matplotlib ruff triton
+        step 'toolboxes' pip -c "$folder/pins" mmengine==0.10.7 mmdet==3.3.0 mmsegmentation==1.2.2 mmpretrain==1.2.0 \
+            torchvision ftfy regex numba safetensors pytest hypothesis matplotlib ruff triton ${extra[@]+"${extra[@]}"}
         tests=(tests)
         ;;
     *)
@@ -115,6 +126,7 @@ mkdir "$folder/source"
 git ls-files -co --exclude-standard -z | xargs -0 cp -P --parents -t "$folder/source"
 cd "$folder/source"
 step 'mmvmamba' pip --no-deps --no-build-isolation -e .
+step 'one torch, one family' unmixed
 
 echo "compat_check: tests" >&2
 if OMP_NUM_THREADS=1 "$folder/venv/bin/python" -m pytest -q -p no:cacheprovider "${tests[@]}" ${PYTEST_ARGS:-} >"$log" 2>&1; then

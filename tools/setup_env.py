@@ -34,6 +34,7 @@ SUPPORTED = ((3, 10), (3, 12))
 CPU_INDEX = 'https://download.pytorch.org/whl/cpu'
 MMCV_INDEX = 'https://mmwheels.onedl.ai'  # wheels that the forks' maintainers publish, a folder per torch build
 INDEX_LIMIT = 8.0  # seconds after which that index counts as unreachable
+TORCHVISION_LIMIT = 60.0  # seconds for finding and fetching 2 MB
 LOCK_LIMIT = 1800.0  # seconds to wait for another set-up of the same environment
 TAIL = 25  # lines of the log that are shown when a step fails
 WIDTH = 200  # and how much of each: a compiler's command line fills a page
@@ -229,7 +230,7 @@ def fingerprint(variant: str, version: tuple[int, int]) -> str:
 class Environment:
     """A virtual environment being set up, step by step, with one log."""
 
-    STEPS = 4
+    STEPS = 5
 
     def __init__(self, path: Path):
         self.path = path
@@ -309,6 +310,29 @@ def torch_arguments(env: Environment, variant: str) -> list[str]:
     if env.pip('install', '--dry-run', '--no-index', '--no-deps', local)[0]:
         return [local]
     return [local, '--extra-index-url', CPU_INDEX]
+
+
+def fit_torchvision(env: Environment, variant: str) -> None:
+    """Have torchvision's build for CPUs beside torch's, where a folder that pip knows or the CPU index has it.
+
+    The registry's own for Linux is built for CUDA. Beside a torch for CPUs it does as well, but for its own box
+    operators, which nothing here uses (`mmvmamba.torchvision_stubs`), so doing without that index is no failure.
+    """
+    requirement = pinned('torchvision')
+    line = env.begin(f'{requirement} ({variant})')
+    code = 'import json; from importlib.metadata import version; print(json.dumps({"vision": version("torchvision")}))'
+    installed = f'torchvision=={env.ask(code).get("vision")}'
+    if variant == 'cuda' or platform.system() != 'Linux':
+        if installed.endswith('+cpu'):  # which satisfies the plain version, as torch's does
+            env.pip('uninstall', '--yes', 'torchvision', line=line)
+        line.end(note=' (comes with the toolboxes)')
+        return
+    local = f'{requirement}+cpu'
+    sources = (['--no-index'], ['--index-url', CPU_INDEX, '--retries', '0', '--timeout', '4'])
+    found = installed == local or any(
+        env.pip('install', '--no-deps', *where, local, line=line, limit=TORCHVISION_LIMIT)[0] for where in sources
+    )
+    line.end(note='' if found else " (the CPU index does not answer; the registry's build comes with the toolboxes)")
 
 
 # The operators are loaded without the package around them, whose requirements are not installed yet.
@@ -402,6 +426,7 @@ def set_up(venv: Path, torch_option: str) -> None:
     env.create()
     env.step('build tools', NETWORK, '--upgrade', 'pip', 'setuptools<80', 'wheel', 'ninja', 'psutil')
     env.step(f'{pinned("torch")} ({variant})', NETWORK, *torch_arguments(env, variant))
+    fit_torchvision(env, variant)
     Mmcv(env, variant).install()
     env.step('mmvmamba (editable), toolboxes, test tools', NETWORK, '--no-build-isolation', '--editable', '.[test]')
     env.stamp.write_text(stamp)

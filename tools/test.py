@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from mmengine.config import ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -66,7 +67,7 @@ def save_predictions(evaluator, task: str, out: str):
     from mmseg.registry import METRICS
 
     return [
-        dict(each, output_dir=out, keep_results=True) if is_type(each['type'], 'IoUMetric', METRICS) else each
+        ConfigDict(each, output_dir=out, keep_results=True) if is_type(each['type'], 'IoUMetric', METRICS) else each
         for each in evaluators
     ]
 

@@ -1,4 +1,9 @@
-"""From a command line to a runner: configs that are found or explained, data that is checked before work starts."""
+"""From a command line to a runner: configs that are found or explained, data that is checked before work starts.
+
+Nodes of a config are changed in place or copied by `ConfigDict(node, key=value)`. Both leave the types of a config in
+pure Python what they are there, names to import; `dict(node)` and `**node` put classes in their place, with which the
+original mmengine cannot write the config down.
+"""
 
 import argparse
 import difflib
@@ -164,7 +169,7 @@ def _share_on_cpus(cfg: Config) -> None:
     _name_no_gpu(cfg.model_wrapper_cfg)
     strategy = cfg.get('strategy') or {}
     if is_type(strategy.get('type'), 'FSDPStrategy', STRATEGIES):
-        strategy['model_wrapper'] = dict(strategy.get('model_wrapper') or {}, device_id='cpu')
+        strategy['model_wrapper'] = ConfigDict(strategy.get('model_wrapper') or {}, device_id='cpu')
         if strategy.get('state_dict_cfg') == 'full':
             strategy['state_dict_cfg'] = _full_state_dict_on_a_cpu()
     elif is_type(strategy.get('type'), 'DDPStrategy', STRATEGIES):
@@ -175,7 +180,9 @@ def _share_on_cpus(cfg: Config) -> None:
 
 def _name_no_gpu(wrapper: dict) -> None:
     """Keep mmengine from giving a wrapper that shares gradients the number of a GPU."""
-    type_ = wrapper.setdefault('type', 'MMDistributedDataParallel')
+    if 'type' not in wrapper:
+        wrapper['type'] = 'MMDistributedDataParallel'
+    type_ = wrapper['type']
     cls = type_ if inspect.isclass(type_) else MODEL_WRAPPERS.get(type_)
     if cls is not None and issubclass(cls, torch.nn.parallel.DistributedDataParallel):
         wrapper.setdefault('device_ids', None)
@@ -279,13 +286,13 @@ def draw_predictions(cfg: Config, folder: str) -> None:
     hooks = cfg.get('default_hooks') or {}
     hook = hooks.get('visualization') or dict(type='DetVisualizationHook' if detection else 'SegVisualizationHook')
     # of the original mmsegmentation interval counts in a test too
-    hook = dict(hook, draw=True, interval=1, **(dict(test_out_dir=folder) if detection else {}))
-    cfg.default_hooks = dict(hooks, visualization=hook)
+    hook = ConfigDict(hook, draw=True, interval=1, **(dict(test_out_dir=folder) if detection else {}))
+    cfg.default_hooks = ConfigDict(hooks, visualization=hook)
     visualizer = cfg.get('visualizer') or dict(type='DetLocalVisualizer' if detection else 'SegLocalVisualizer')
     backends = list(visualizer.get('vis_backends') or [])
     if not detection and not any(is_type(b.get('type'), 'LocalVisBackend', VISBACKENDS) for b in backends):
         backends.append(dict(type='LocalVisBackend'))
-    cfg.visualizer = dict(visualizer, vis_backends=backends, **({} if detection else dict(save_dir=folder)))
+    cfg.visualizer = ConfigDict(visualizer, vis_backends=backends, **({} if detection else dict(save_dir=folder)))
 
 
 _FAR = 1.5  # a side; beyond it a network finds little of what it was trained to find
@@ -310,7 +317,7 @@ def enable_tta(cfg: Config) -> None:
                 f'{", ".join(map(str, augmented))}, all of them more than {_FAR:g} times larger or smaller; give the '
                 f'config a tta_pipeline of its own, with scales around {scale}'
             )
-    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    cfg.model = ConfigDict(cfg.tta_model, module=cfg.model)
     for dataset in datasets:
         dataset.pipeline = cfg.tta_pipeline
 

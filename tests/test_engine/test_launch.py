@@ -3,9 +3,11 @@
 import pytest
 import torch
 from mmcv.ops import SyncBatchNorm
+from mmdet.models import DetTTAModel
 from mmengine.config import Config, ConfigDict
 from mmengine.model import MMDistributedDataParallel, MMFullyShardedDataParallel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
+from tool_runs import load_tool
 
 from mmvmamba.engine import launch
 
@@ -215,3 +217,56 @@ def test_every_image_is_drawn(scope, bare, tmp_path):
     assert folder == str(tmp_path / 'pictures')
     kinds = [backend.type for backend in cfg.visualizer.vis_backends]
     assert ('LocalVisBackend' in kinds) == (scope == 'mmseg')
+
+
+PURE_PYTHON = """
+from mmdet.engine.hooks import DetVisualizationHook
+from mmdet.models import DetTTAModel
+from mmdet.visualization import DetLocalVisualizer
+from mmengine._strategy import FSDPStrategy
+from mmengine.model import MMDistributedDataParallel, MMFullyShardedDataParallel
+from mmengine.visualization import LocalVisBackend
+from mmseg.evaluation import IoUMetric
+
+default_scope = 'mmdet'
+work_dir = 'w'
+model = dict(type=DetTTAModel)
+tta_model = dict(type=DetTTAModel)
+tta_pipeline = [dict(type=DetTTAModel)]
+test_dataloader = dict(dataset=dict(type=DetTTAModel))
+test_evaluator = dict(type=IoUMetric)
+default_hooks = dict(visualization=dict(type=DetVisualizationHook))
+visualizer = dict(type=DetLocalVisualizer, vis_backends=[dict(type=LocalVisBackend)])
+model_wrapper_cfg = dict(type=MMDistributedDataParallel)
+strategy = dict(type=FSDPStrategy, model_wrapper=dict(type=MMFullyShardedDataParallel))
+"""
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
+def test_what_is_changed_of_a_config_in_pure_python_can_be_written_down(scope, tmp_path, monkeypatch):
+    """The original mmengine writes names of classes, as such a config holds them, and fails at classes."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    (tmp_path / 'mine.py').write_text(PURE_PYTHON)
+    cfg = launch.load_config(tmp_path / 'mine.py', dict(default_scope=scope))
+    launch.prepare(cfg, 'pytorch', None)
+    launch.draw_predictions(cfg, 'pictures')
+    cfg.test_evaluator = load_tool('test').save_predictions(cfg.test_evaluator, scope, 'out.pkl')
+    launch.enable_tta(cfg)
+    assert cfg.model_wrapper_cfg.device_ids is None
+    assert cfg.strategy.model_wrapper.device_id == 'cpu'
+    assert cfg.default_hooks.visualization.draw
+    assert cfg.model.module.type is cfg.model.type is DetTTAModel
+    assert not list(classes(cfg._cfg_dict))
+    cfg.dump(tmp_path / 'written.py')
+    assert 'DetTTAModel' in (tmp_path / 'written.py').read_text()
+
+
+def classes(node):
+    """The classes in a config, whose values are read past what turns names into them."""
+    if isinstance(node, dict):
+        node = list(dict.values(node))
+    if isinstance(node, (list, tuple)):
+        for each in node:
+            yield from classes(each)
+    elif isinstance(node, type):
+        yield node

@@ -8,6 +8,8 @@ import torch
 from mmvmamba.kernels import BackendUnavailableError, availability, dispatch, selective_scan
 from mmvmamba.kernels.testing import scan_inputs
 
+OLDEST = '.'.join(map(str, dispatch.OLDEST_TRITON))
+
 
 def test_unknown_backend_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"selective_scan: backend='cuda' is unknown; expected 'auto' or one of"):
@@ -45,7 +47,7 @@ def test_auto_never_takes_the_reference(monkeypatch):
 
 @pytest.mark.parametrize('operator', ['selective_scan', 'ss2d', 'pooled_scan', 'depthwise_conv_silu'])
 def test_on_a_gpu_auto_leaves_it_to_each_variant(operator, monkeypatch, caplog):
-    pytest.importorskip('triton')
+    pytest.importorskip('triton', minversion=OLDEST)
     monkeypatch.delenv('MMVMAMBA_BACKEND', raising=False)
     caplog.set_level('INFO', 'mmvmamba.kernels')
     dispatch.forget()
@@ -69,7 +71,7 @@ def test_without_triton_a_gpu_takes_pytorch(monkeypatch, caplog):
 
 
 def test_what_is_asked_for_by_name_is_said_to_be_unchecked(monkeypatch, caplog):
-    pytest.importorskip('triton')
+    pytest.importorskip('triton', minversion=OLDEST)
     caplog.set_level('INFO', 'mmvmamba.kernels')
     dispatch.forget()
     assert dispatch.choose('ss2d', 'triton', 'cuda') == 'triton'
@@ -77,7 +79,7 @@ def test_what_is_asked_for_by_name_is_said_to_be_unchecked(monkeypatch, caplog):
 
 
 def test_a_wrong_way_to_verify_is_named_at_the_door(monkeypatch):
-    pytest.importorskip('triton')
+    pytest.importorskip('triton', minversion=OLDEST)
     monkeypatch.delenv('MMVMAMBA_BACKEND', raising=False)
     monkeypatch.setenv('MMVMAMBA_VERIFY', 'never')
     dispatch.forget()

@@ -2,11 +2,13 @@
 
 Blocks are found by their fence and judged by their language. Options that make work small are appended to commands,
 inherited by configs. A block that cannot run here says so to its reader, in a comment above it:
-`<!-- not run: needs eight GPUs -->`.
+`<!-- not run: needs eight GPUs -->`; one that needs more than every set-up has, what that is, modules and versions:
+`<!-- needs: torch 2.11, onnxruntime -->`.
 """
 
 import argparse
 import contextlib
+import importlib.util
 import io
 import itertools
 import json
@@ -25,25 +27,29 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.utils import digit_version
 from mmengine.visualization import Visualizer
 from tool_runs import ROOT, load_tool
 
 DOCUMENTS = [ROOT / 'README.md', ROOT / 'configs/README.md']
 SHOWN = ('text', 'bibtex', 'console')  # what a reader looks at and types nowhere
 _FENCE = re.compile(
-    r'(?:<!-- *not run: *(?P<reason>[^>]*?) *-->\s*)?^```(?P<language>\w*)\n(?P<text>.*?)^```$', re.M | re.S
+    r'(?:<!-- *(?:not run: *(?P<reason>[^>]*?)|needs: *(?P<needs>[^>]*?)) *-->\s*)?'
+    r'^```(?P<language>\w*)\n(?P<text>.*?)^```$',
+    re.M | re.S,
 )
 _INLINE = re.compile(r'`((?:python tools/|make )[^`…]*)`')  # a whole command, not a name
 _WORDS = {'H': '64', 'W': '64', 'PROCESSES': '2'}  # placeholders that stand for numbers
 
 
 class Block(NamedTuple):
-    """A code block: where it is, its language, what it says, and why it is not run."""
+    """A code block: where it is, its language, what it says, why it is not run, and what it needs."""
 
     place: str
     language: str
     text: str
     reason: str | None
+    needs: str | None = None
 
     @property
     def is_config(self) -> bool:
@@ -55,7 +61,11 @@ def blocks_of(path: Path) -> list[Block]:
     place = path.relative_to(ROOT)
     return [
         Block(
-            f'{place}:{text.count(chr(10), 0, found.start("text"))}', found['language'], found['text'], found['reason']
+            f'{place}:{text.count(chr(10), 0, found.start("text"))}',
+            found['language'],
+            found['text'],
+            found['reason'],
+            found['needs'],
         )
         for found in _FENCE.finditer(text)
     ]
@@ -67,8 +77,28 @@ RUN = [block for block in BLOCKS if block.reason is None]
 
 def chosen(condition):
     """Parametrize a test over the blocks that it is for."""
-    found = [block for block in RUN if condition(block)]
-    return pytest.mark.parametrize('block', found, ids=lambda block: block.place)
+    found = []
+    for block in filter(condition, RUN):
+        lacks = lacking(block.needs or '')
+        found.append(pytest.param(block, id=block.place, marks=pytest.mark.skipif(bool(lacks), reason=lacks)))
+    return pytest.mark.parametrize('block', found)
+
+
+def lacking(needs: str) -> str:
+    """Which of 'MODULE, MODULE VERSION, ...' is not here or is older, in words."""
+    for name, _, least in (need.strip().partition(' ') for need in needs.split(',') if need.strip()):
+        if importlib.util.find_spec(name) is None:
+            return f'the block needs {name}'
+        version = importlib.import_module(name).__version__
+        if least and digit_version(version) < digit_version(least):
+            return f'the block needs {name} {least}; here is {version}'
+    return ''
+
+
+def test_what_a_block_needs_is_looked_for():
+    assert lacking('') == lacking('torch 2.4, numpy') == ''
+    assert lacking('torch, no_such_module') == 'the block needs no_such_module'
+    assert lacking('torch 99.1').startswith('the block needs torch 99.1; here is ')
 
 
 @pytest.mark.parametrize('document', DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

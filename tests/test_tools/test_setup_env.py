@@ -27,10 +27,12 @@ with pytest.MonkeyPatch.context() as patch:
 posix = pytest.mark.skipif(os.name != 'posix', reason='process groups, file locks and scripts of a POSIX system')
 TORCH = '{"v": "2.13.0+cpu", "c": null, "cuda": null, "operators": "not available"}'
 
-# Stands in for the environment's Python: notes every call, answers questions, hangs or fails where it is told to.
+# Stands in for the environment's Python: notes every call, answers questions, hangs (until there is a file)
+# or fails where it is told to.
 FAKE = f"""#!/bin/sh
 echo "$*" | tr '\\n' ' ' >> "$FAKE_CALLS"; echo >> "$FAKE_CALLS"
-if [ -n "$FAKE_HANG" ]; then case "$*" in *"$FAKE_HANG"*) sleep "${{FAKE_SECONDS:-1}}";; esac; fi
+if [ -n "$FAKE_HANG" ]; then case "$*" in *"$FAKE_HANG"*)
+  for i in $(seq 600); do if [ -e "$FAKE_UNTIL" ]; then break; fi; sleep 0.1; done;; esac; fi
 if [ -n "$FAKE_FAIL" ]; then case "$*" in *"$FAKE_FAIL"*) echo "$FAKE_SAYS"; exit 1;; esac; fi
 case "$*" in -c*) echo '{TORCH}';; esac
 """
@@ -160,23 +162,28 @@ def test_broken_compiler_is_found_before_anything_is_fetched(compiler, tmp_path,
 
 @posix
 @pytest.mark.parametrize(
-    'step', ['setuptools', ' torch==', '--no-index --no-deps torch', ' --force-reinstall', '--editable']
+    'step',
+    ['setuptools', ' torch==', '--no-index --no-deps torch', ' torchvision==', ' --force-reinstall', '--editable'],
 )
 def test_killed_at_any_step_it_goes_on(step, fake, monkeypatch):
     command = [sys.executable, str(ROOT / 'tools/setup_env.py'), '--venv', str(fake.path), '--torch', 'cpu']
-    process = subprocess.Popen(command, env={**os.environ, 'FAKE_HANG': step}, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, 'FAKE_HANG': step, 'FAKE_UNTIL': str(fake.path / 'goes on')}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30
     while not any(step in call for call in fake.calls()) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.kill()
     process.communicate()
     assert not fake.stamp.exists()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert 'waiting for it' in done.stdout  # what the kill left running holds the environment until it ends
-    assert 'Environment ready' in done.stdout
+    again = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    # what the kill left running holds the environment until it ends
+    assert 'waiting for it' in again.stdout.readline() + again.stdout.readline()
+    (fake.path / 'goes on').touch()
+    said = again.communicate(timeout=60)[0]
+    assert again.returncode == 0
+    assert 'Environment ready' in said
     assert fake.stamp.exists()
-    assert not re.search(r'[\r\033]', done.stdout)
+    assert not re.search(r'[\r\033]', said)
     number = len(fake.calls())
     subprocess.run(command, check=True, timeout=60)
     assert len(fake.calls()) == number  # all done: nothing is run
@@ -185,7 +192,7 @@ def test_killed_at_any_step_it_goes_on(step, fake, monkeypatch):
 @posix
 def test_ended_politely_it_takes_its_children_along(fake):
     command = [sys.executable, str(ROOT / 'tools/setup_env.py'), '--venv', str(fake.path), '--torch', 'cpu']
-    environment = {**os.environ, 'FAKE_HANG': ' torch==', 'FAKE_SECONDS': '60'}
+    environment = {**os.environ, 'FAKE_HANG': ' torch=='}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     while not any(' torch==' in call for call in fake.calls()):
         time.sleep(0.02)
@@ -255,7 +262,6 @@ def test_wheel_without_gpu_operators_does_not_do_for_a_cuda_build(fake, monkeypa
 def test_unreachable_index_is_given_up_within_its_limit(trouble, fake, monkeypatch):
     monkeypatch.setenv('MMCV_INDEX', 'https://wheels.invalid')
     monkeypatch.setenv(trouble, 'index versions')
-    monkeypatch.setenv('FAKE_SECONDS', '60')
     monkeypatch.setattr(setup_env, 'INDEX_LIMIT', 0.5)
     start = time.monotonic()
     offers = list(setup_env.Mmcv(fake, 'cpu')._offers())
@@ -281,6 +287,43 @@ def test_cpu_torch_gives_way_to_a_cuda_build(fake, monkeypatch):
     assert setup_env.torch_arguments(fake, 'cuda') == [setup_env.pinned('torch'), '--force-reinstall']
     fake.python.write_text(FAKE.replace('"cuda": null', '"cuda": "13.0"'))
     assert setup_env.torch_arguments(fake, 'cuda') == [setup_env.pinned('torch')]
+
+
+# torchvision
+
+
+def vision(fake, installed: str) -> None:
+    """Let the stand-in answer the question for the installed torchvision."""
+    fake.python.write_text(FAKE.replace('"v":', f'"vision": "{installed}", "v":'))
+
+
+@posix
+@pytest.mark.parametrize('without', ['', '--no-index', ' install'], ids=['folder', 'index', 'neither'])
+def test_torchvision_for_cpus_is_taken_where_it_can_be_had(without, fake, monkeypatch, capsys):
+    monkeypatch.setattr(setup_env.platform, 'system', lambda: 'Linux')
+    monkeypatch.setenv('FAKE_FAIL', without)
+    setup_env.fit_torchvision(fake, 'cpu')
+    installs = [call for call in fake.calls() if 'pip install' in call]
+    assert all(f'{setup_env.pinned("torchvision")}+cpu' in call and '--no-deps' in call for call in installs)
+    assert ['--no-index' in call for call in installs] == ([True] if not without else [True, False])
+    assert ('does not answer' in capsys.readouterr().out) == (without == ' install')
+
+
+@posix
+def test_torchvision_that_fits_stays_and_one_for_cpus_gives_way_to_a_cuda_build(fake, monkeypatch):
+    monkeypatch.setattr(setup_env.platform, 'system', lambda: 'Linux')
+    version = setup_env.pinned('torchvision').split('==')[1]
+    for installed, variant, command in (
+        (f'{version}+cpu', 'cpu', ''),
+        (f'{version}+cpu', 'cuda', 'uninstall'),
+        (version, 'cuda', ''),
+        (version, 'cpu', 'install'),
+    ):
+        vision(fake, installed)
+        begin = len(fake.calls())
+        setup_env.fit_torchvision(fake, variant)
+        ran = [call for call in fake.calls()[begin:] if '-m pip' in call]
+        assert [call.split()[2] for call in ran] == ([command] if command else [])
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def small(task, shapes) -> Config:
     cfg = dumpable(CONFIGS[task], shapes)
     for split in ('train', 'val', 'test'):
         cfg[f'{split}_dataloader'].update(num_workers=0, persistent_workers=False)
-    cfg.train_dataloader.dataset.indices = 6
+        cfg[f'{split}_dataloader'].dataset.indices = 6 if split == 'train' else 1
     if task == 'detection':
         cfg.train_cfg.update(max_epochs=1, val_interval=1)
     else:
