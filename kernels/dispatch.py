@@ -1,6 +1,7 @@
 """Which implementation of an operator runs on a device, and in words why another one cannot."""
 
 import contextlib
+import contextvars
 import functools
 import importlib
 import importlib.util
@@ -23,6 +24,11 @@ process, trust it."""
 
 OLDEST_TRITON = (3, 6)
 """Older ones lack parts of the language that the kernels are written in."""
+
+DECOMPOSED = 'decomposed'
+"""What `choose` returns within `decomposing`: operators of PyTorch's that exporters know, in the place of ours."""
+
+_decomposing = contextvars.ContextVar('decomposing', default=False)
 
 _logger = logging.getLogger('mmvmamba.kernels')
 _operators: dict[str, 'Operator'] = {}
@@ -127,6 +133,8 @@ def choose(operator: str, backend: str, device_type: str, dtype: torch.dtype = t
         ValueError: a name that is no backend.
         BackendUnavailableError: a backend that cannot run, with the reason and what can.
     """
+    if _decomposing.get():
+        return DECOMPOSED
     asked = (os.environ.get(ENVIRONMENT_VARIABLE) or backend) if backend == 'auto' else backend
     # what else the answer depends on; reading the environment takes longer than all the rest
     triton = getattr(sys.modules.get('triton'), '__version__', None)
@@ -142,6 +150,19 @@ def choose(operator: str, backend: str, device_type: str, dtype: torch.dtype = t
 
 # What torch.compiler.assume_constant_result does; calling it would import torch._dynamo (a second, and triton) with us.
 choose._dynamo_marked_constant = True
+
+
+@contextlib.contextmanager
+def decomposing():
+    """Context for exporters: whatever backend is asked for, operators become standard ones of PyTorch's.
+
+    Their loops are `torch.ops.higher_order.scan`; nothing of them can be differentiated.
+    """
+    token = _decomposing.set(True)
+    try:
+        yield
+    finally:
+        _decomposing.reset(token)
 
 
 def verify_mode() -> str:
