@@ -80,3 +80,33 @@ def test_one_toolbox_is_enough_and_a_missing_one_is_named():
     )
     assert said.count('needs mmdet, which cannot be imported') == 2
     assert 'CheckedCocoDataset' in said
+
+
+TOOLBOXES = {'mmdet': 'MaskRCNN', 'mmseg': 'EncoderDecoder', 'mmpretrain': 'ImageClassifier'}
+
+
+@pytest.mark.parametrize('present', [*([toolbox] for toolbox in TOOLBOXES), list(TOOLBOXES)], ids='-'.join)
+def test_each_toolbox_finds_ours_alone_and_beside_the_others(present):
+    """By the scoped name with nothing imported, and by the bare one after `custom_imports`."""
+    for toolbox in present:
+        pytest.importorskip(f'{toolbox}.registry')
+    run(
+        'import importlib, sys\n'
+        f'toolboxes, present = {TOOLBOXES!r}, {present!r}\n'
+        'sys.modules.update(dict.fromkeys(set(toolboxes) - set(present)))\n'  # as if they were not installed
+        'from mmvmamba.torchvision_stubs import define_missing_operators\n'
+        'define_missing_operators()\n'
+        'from mmengine.registry import DefaultScope\n'
+        'tiny = dict(embed_dims=8, depths=(1, 1, 1, 1))\n'
+        'for toolbox in present:\n'
+        '    registry = importlib.import_module(f"{toolbox}.registry")\n'
+        '    with DefaultScope.overwrite_default_scope(toolbox):\n'
+        '        assert registry.MODELS.get(toolboxes[toolbox]).__module__.startswith(f"{toolbox}.models")\n'
+        '        first = registry.MODELS.build(dict(type="mmvmamba.VMamba", **tiny))\n'
+        '        importlib.import_module("mmvmamba.models")\n'  # what custom_imports does
+        '        assert type(registry.MODELS.build(dict(type="VMamba", **tiny))) is type(first)\n'
+        '        assert registry.HOOKS.get("mmvmamba.StrictLoading")\n'
+        '        assert registry.OPTIM_WRAPPERS.get("mmvmamba.CpuAmpOptimWrapper")\n'
+        '        assert registry.OPTIM_WRAPPER_CONSTRUCTORS.get("mmvmamba.LayerDecayConstructor")\n'
+        'print("done")\n'
+    )

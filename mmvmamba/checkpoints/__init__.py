@@ -10,7 +10,7 @@ from .download import WeightsUnavailable
 from .fitting import Report, fit, fit_part, load, recognise
 from .published import find, published
 from .reading import RESOLVERS, CheckpointError, guard, locate, read, read_file
-from .translating import Family, architecture, register
+from .translating import Family, architecture, as_classifier, register
 
 __all__ = [
     'CheckpointError',
@@ -18,6 +18,7 @@ __all__ = [
     'Report',
     'WeightsUnavailable',
     'architecture',
+    'as_classifier',
     'find',
     'fit',
     'fit_part',

@@ -9,7 +9,18 @@ import torch
 from torch import nn
 
 from .reading import CheckpointError, open_source, parameters
-from .translating import Tensors, architecture, family_of, identify, translate, unwrap, unwrapped
+from .translating import (
+    AVERAGED,
+    CLASSIFIER_HEAD,
+    Tensors,
+    architecture,
+    as_classifier,
+    family_of,
+    identify,
+    translate,
+    unwrap,
+    unwrapped,
+)
 
 _SHOWN = 20
 _logger = logging.getLogger('mmvmamba')
@@ -37,7 +48,11 @@ class Report(NamedTuple):
         if self.others:
             entry += f'; it also has {self.others}, which container={self.others[0]!r} would take'
         parts = [f'loaded {self.source}' + (f' ({entry})' if entry else '')]
-        for what, names in (('not used', self.dropped), ('left at their initial values', self.fresh)):
+        averaged = [name for name in self.dropped if name.startswith(AVERAGED)]
+        if averaged:
+            parts.append(f'not used: {len(averaged)} averaged tensors, which prefix={AVERAGED!r} would take')
+        dropped = [name for name in self.dropped if name not in averaged]
+        for what, names in (('not used', dropped), ('left at their initial values', self.fresh)):
             if names:
                 parts.append(f'{what}: {_shortened(names)}')
         return '; '.join(parts)
@@ -59,11 +74,12 @@ def load(
     prefix: str | None = None,
     fresh_heads: bool = False,
 ) -> Report:
-    """Load published or own weights into a backbone, a detector or a segmentor, strictly.
+    """Load published or own weights into a backbone, a classifier, a detector or a segmentor, strictly.
 
     Understood: a file, a URL or a dict; containers `model`, `model_ema`, `state_dict`, `state_dict_ema` or none, of
     which the one counts that the family's published readers take; what wrappers put into names (`module.`,
-    `_orig_mod.`); classifiers (their head is dropped, the output norms of the backbone stay fresh); detectors and
+    `_orig_mod.`); published classifiers and mmpretrain's (whole into mmpretrain's `ImageClassifier`; into a backbone
+    without their head and, if it has several output norms, without theirs, and those stay fresh); detectors and
     segmentors (for a backbone, its part is taken); the old names of vanilla VMamba; linears stored as 1 x 1
     convolutions; Vim's class token in the middle; RMSNorm weights for a LayerNorm; position embeddings of another grid;
     stages behind the model's last output.
@@ -208,6 +224,9 @@ def _refuse_non_finite(state_dict, label) -> None:
 
 def _fit_whole(given, family, expected, backbone_alone, label, title):
     """As `translate`, for a model that has the backbone under `backbone.`."""
+    averaged = []
+    if CLASSIFIER_HEAD in expected:
+        given, averaged = as_classifier(given)
     own_expected = {k.removeprefix('backbone.'): v for k, v in expected.items() if k.startswith('backbone.')}
     rest_expected = [name for name in expected if not name.startswith('backbone.')]
     own = {name.removeprefix('backbone.'): v for name, v in given.items() if name.startswith('backbone.')}
@@ -226,10 +245,10 @@ def _fit_whole(given, family, expected, backbone_alone, label, title):
                 f'{label} does not fit {title}: it holds a backbone alone ({architecture(own)}), as of a classifier, '
                 f'and nothing for {parts}. To train from it: init_cfg of the backbone, or load_from'
             )
-        return fitted, [*dropped, *rest], [*fresh, *rest_expected]
+        return fitted, [*dropped, *rest, *averaged], [*fresh, *rest_expected]
     if dropped:
         raise CheckpointError(f'{label} does not fit {title}, which has no place for {dropped[:_SHOWN]}')
-    return fitted | rest, [], []
+    return fitted | rest, averaged, []
 
 
 # FastVim resizes the one and explains the other

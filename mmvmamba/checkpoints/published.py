@@ -80,7 +80,9 @@ def find(source: str) -> Published:
     if HOME is None and source.startswith(SCHEME):
         raise CheckpointError(f'{source}: names need configs/metafile.yml, which this installation of mmvmamba lacks')
     if not source.startswith(SCHEME):
-        return next((entry for entry in published().values() if entry.address == source), Published('', source))
+        named = [entry for entry in published().values() if entry.address == source]
+        # a classifier's file is listed as a backbone's and as a whole model's; the latter says more
+        return max(named, key=lambda entry: bool(entry.config), default=Published('', source))
     name = source.removeprefix(SCHEME)
     if name not in published():
         near = difflib.get_close_matches(name, published(), 5, cutoff=0.5)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from mmengine.logging import print_log
 
 CONTAINERS = ('model', 'state_dict_ema', 'state_dict', 'model_ema')
 """Entries of a file that may hold parameters; the first one counts. Families of backbones may say another order."""
@@ -242,8 +243,12 @@ def guard(trust: bool = False):
 
     def load_from_mmvmamba(filename, map_location=None):
         content = read_file(filename)
-        if 'state_dict' not in content:  # the only container that mmengine looks into
-            content['state_dict'] = parameters(content, filename).state_dict
+        usual = next((key for key in CONTAINERS if _holds_parameters(content.get(key))), None)
+        if usual not in (None, 'state_dict') or 'state_dict' not in content:  # all that mmengine looks into
+            entry = parameters(content, filename)
+            if entry.name and entry.others:
+                print_log(f'{filename}: taken is {entry.name!r}, not {entry.others}', logger='current')
+            content['state_dict'] = entry.state_dict
         meta = content.get('meta')
         if not _trusting.get() and isinstance(meta, Mapping):
             # what old versions kept there; resuming runs it as Python, to compare the numbers of GPUs

@@ -15,7 +15,11 @@ from .published import HOME, SCHEME, find, published
 from .reading import parameters, read_file
 
 # training data of the metafile to the toolbox, and its dataset, that know the classes
-_CLASSES = {'COCO 2017': ('mmdet', 'CocoDataset'), 'ADE20K': ('mmseg', 'ADE20KDataset')}
+_CLASSES = {
+    'COCO 2017': ('mmdet', 'CocoDataset'),
+    'ADE20K': ('mmseg', 'ADE20KDataset'),
+    'ImageNet-1K': ('mmpretrain', 'ImageNet'),
+}
 
 
 def register() -> None:

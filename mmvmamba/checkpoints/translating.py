@@ -82,6 +82,8 @@ def unwrap(state_dict: Tensors, label) -> dict[str, torch.Tensor]:
         CheckpointError: two parameters that then have the same name.
     """
     result = {}
+    if all(name == 'steps' or name.startswith('module.') for name in state_dict):  # torch's AveragedModel counts there
+        state_dict = {name: value for name, value in state_dict.items() if name != 'steps'}
     for name, value in state_dict.items():
         if unwrapped(name) in result:
             raise CheckpointError(f'{label} has {unwrapped(name)} twice, the second time as {name}')
@@ -114,9 +116,46 @@ def translate(state_dict: Tensors, family: Family, expected: Tensors):
             value = value[..., 0, 0]
         fitted[name] = value
     fresh = []
-    if not any(name.startswith('outnorm') for name in state_dict):  # a classifier has none
+    if not any(name.startswith('outnorm') for name in fitted):  # a classifier has none
         fresh = [name for name in expected if name.startswith('outnorm')]
     return fitted, dropped, fresh
+
+
+AVERAGED = 'ema.module.'
+"""What Lightning's averaging writes before the names of its copy, beside `backbone.` of the weights themselves."""
+
+CLASSIFIER_HEAD = 'head.fc.weight'
+"""By which mmpretrain's `ImageClassifier` with a `LinearClsHead` is known."""
+
+_PUBLISHED_HEADS = ('classifier.head.', 'head.')
+
+
+def as_classifier(state_dict: Tensors) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """A published classifier's parameters under the names of mmpretrain's `ImageClassifier` with a `LinearClsHead`.
+
+    Names inside the backbone stay as published; the backbone translates them itself.
+
+    Args:
+        state_dict: names as published, bare or of Lightning, which has `backbone.` before them and may hold averaged
+            weights again under `ema.module.`. Others are returned as they are.
+
+    Returns:
+        Names to tensors, and names of averaged weights that are left out.
+    """
+    bare = {k.removeprefix('backbone.'): v for k, v in state_dict.items() if k.startswith('backbone.')}
+    averaged = [name for name in state_dict if name.startswith(AVERAGED)] if bare else []
+    rest = [name for name in state_dict if not name.startswith(('backbone.', AVERAGED))]
+    if not bare:
+        bare = dict(state_dict)
+    elif rest:  # a model with heads of its own, beside its backbone
+        return dict(state_dict), []
+    head = next((head for head in _PUBLISHED_HEADS if f'{head}weight' in bare), None)
+    if head is None:
+        return {name: value for name, value in state_dict.items() if name not in averaged}, averaged
+    return {
+        f'head.fc.{name.removeprefix(head)}' if name.startswith(head) else f'backbone.{name}': value
+        for name, value in bare.items()
+    }, averaged
 
 
 _HEADS = ('classifier.', 'head.', 'norm.', 'norm_f.')

@@ -254,10 +254,12 @@ def test_initialisation():
     torch.testing.assert_close(mixer.A_b_log, torch.arange(1.0, 17).log().expand(128, 16))
     assert (mixer.D == 1).all()
     assert (mixer.D_b == 1).all()
-    dt = F.softplus(mixer.dt_proj_b.bias)
+    dt = F.softplus(mixer.dt_proj.bias)
     assert 0.9e-3 < dt.min() < 6e-3
     assert 0.04 < dt.max() < 0.11
-    assert mixer.dt_proj.weight.abs().max() <= 4**-0.5
+    assert (mixer.dt_proj_b.bias == 0).all(), 'as published'
+    for weight in (mixer.dt_proj.weight, mixer.dt_proj_b.weight):
+        assert 0.9 * 4**-0.5 < weight.abs().max() <= 4**-0.5
     bound = 128**-0.5 / 2  # PyTorch's default, over the square root of the depth
     assert 0.9 * bound < mixer.out_proj.weight.abs().max() <= bound
     assert model.pos_embed.std().item() == pytest.approx(0.02, rel=0.1)

@@ -92,6 +92,15 @@ class BaseBackbone(BaseModule):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
+    def _checkpoint_filter(self, state_dict, prefix, *_) -> None:
+        """What mmpretrain's `ImageClassifier` calls with every state dict: published names to that classifier's."""
+        if not prefix:
+            translated, averaged = checkpoints.as_classifier(state_dict)
+            if averaged:
+                print_log(f'not used: {len(averaged)} averaged tensors of the same file', logger='current')
+            state_dict.clear()
+            state_dict.update(translated)
+
     def _adapted(self, name: str, value):
         """A parameter of the right name in this model's shape, if there is a way to it."""
         return value

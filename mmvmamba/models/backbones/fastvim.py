@@ -1,4 +1,4 @@
-"""FastVim backbones for detection and segmentation, and Vim, their unpooled baseline.
+"""FastVim backbones for classification, detection and segmentation, and Vim, their unpooled baseline.
 
 Paper: Kapse et al., "Fast Vision Mamba: Pooling Spatial Dimensions for Accelerated Processing", arXiv 2502.00594; Vim:
 Zhu et al., "Vision Mamba", arXiv 2401.09417. This file is an implementation of its own whose parameter names are the
@@ -37,6 +37,8 @@ ARCHS: dict[str, dict] = {
 """The published architectures."""
 
 _NORMS = {'LN': nn.LayerNorm, 'RMS': nn.RMSNorm}
+OUT_TYPES = ('dense', 'featmap', 'cls_token')
+_DENSE_OUTPUTS = (5, 11, 17, 23)
 
 
 class PatchEmbed(nn.Module):
@@ -66,9 +68,13 @@ class Block(nn.Module):
 
     def forward(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Mixer's output and residual stream, both `(B, H, W, C)`; the first block has no residual stream yet."""
-        wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        wide = _wide(hidden)
         residual = wide if residual is None else residual + self.drop_path(wide)
         return self.mixer(self.norm(residual.to(self.norm.weight.dtype))), residual
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @register_model
@@ -81,14 +87,19 @@ class FastVim(BaseBackbone):
             as well: the embedding is interpolated to its grid.
         patch_size: pixels a side of a patch; None takes the architecture's (16; huge: 14).
         in_channels: channels of the image.
-        out_indices: blocks whose normalised outputs are returned, ascending; -1 is the last. Blocks behind the last one
-            of them are not built, so every parameter that exists is used.
+        out_type: 'dense': maps of what single blocks add, each layer-normalised, for detection and segmentation;
+            'featmap': one map of the sum of all blocks, normalised by `norm_f`, whose mean classifiers take;
+            'cls_token' (Vim): of the same the vector of a class token that is scanned in the middle of the patches.
+        out_indices: where dense, the blocks whose outputs are returned, ascending; -1 is the last. Blocks behind the
+            last one of them are not built, so every parameter that exists is used. None takes 5, 11, 17 and 23; other
+            types of output come behind the last block.
         drop_path_rate: of the last block's output, rising linearly from 0; None takes the architecture's.
         pool: 'mean' or 'max' over a line, or None for Vim, which scans all tokens and never rotates.
         scan_path: 'row' or 'column', the axis of the first block.
         rotate: odd blocks take the other axis (pooled models only).
         norm_after_scan: layer-normalise before the gate.
-        norm: of the blocks: 'LN' or 'RMS'. Outputs are always layer-normalised.
+        norm: of the blocks and of `norm_f`: 'LN' or 'RMS'; None takes 'LN' where dense and 'RMS' elsewhere, as
+            published. Dense outputs are always layer-normalised.
         pool_scale: factor of the pooled tokens (masked pre-training: the kept fraction); 1 where nothing is pooled.
         with_cp: recompute blocks in the backward pass instead of storing their activations.
         frozen_stages: -1 trains everything; 0 freezes patch and position embedding; n also freezes the first n blocks.
@@ -111,28 +122,33 @@ class FastVim(BaseBackbone):
         img_size=224,
         patch_size=None,
         in_channels=3,
-        out_indices=(5, 11, 17, 23),
+        out_indices=None,
         drop_path_rate=None,
         pool='mean',
         scan_path='row',
         rotate=True,
         norm_after_scan=True,
-        norm='LN',
+        norm=None,
         pool_scale=1.0,
         with_cp=False,
         frozen_stages=-1,
         backend='auto',
         init_cfg=None,
+        out_type='dense',
         **fields,
     ):
         super().__init__(init_cfg=init_cfg)
         name = type(self).__name__
+        check_choice(name, 'out_type', out_type, OUT_TYPES)
+        norm = ('LN' if out_type == 'dense' else 'RMS') if norm is None else norm
         check_choice(name, 'pool', pool, POOLS)
         check_choice(name, 'scan_path', scan_path, AXES)
         check_choice(name, 'norm', norm, _NORMS)
         check_choice(name, 'backend', backend, ('auto', *BACKENDS))
         if pool is None and pool_scale != 1:
             raise ValueError(f'{name}: pool_scale={pool_scale!r} has nothing to scale where pool=None; expected 1')
+        if pool is not None and out_type == 'cls_token':
+            raise ValueError(f'{name}: out_type={out_type!r} needs pool=None; pool={pool!r} has no class token')
         spec = architecture(name, arch, ARCHS, 'tiny', fields)
         channels, depth = spec['embed_dims'], spec['depth']
         self.arch = arch
@@ -140,7 +156,8 @@ class FastVim(BaseBackbone):
         self.depth = depth
         self.patch_size = spec['patch_size'] if patch_size is None else patch_size
         self.grid = self._grid_of(img_size)
-        self.out_indices = check_out_indices(name, out_indices, depth)
+        self.out_type = out_type
+        self.out_indices = self._outputs(out_indices)
         self.with_cp = with_cp
         blocks = self.out_indices[-1] + 1
         rate = spec['drop_path_rate'] if drop_path_rate is None else drop_path_rate
@@ -148,24 +165,54 @@ class FastVim(BaseBackbone):
         mixer = {key: spec[key] for key in ('d_state', 'expand', 'd_conv')}
         mixer['dt_rank'] = math.ceil(channels / 16) if spec['dt_rank'] == 'auto' else spec['dt_rank']
         mixer.update(norm_after_scan=norm_after_scan, pool=pool, scaling=pool_scale, depth=depth, backend=backend)
+        self.scan_path = scan_path
         axes = [scan_path, scan_path]
         if rotate and pool is not None:
             axes[1] = next(axis for axis in AXES if axis != scan_path)
+        if out_type == 'cls_token':  # a sequence is no grid
+            axes = ['row', 'row']
 
         self.num_features = [channels] * len(self.out_indices)
         self.patch_embed = PatchEmbed(in_channels, channels, self.patch_size)
-        self.pos_embed = nn.Parameter(torch.empty(1, math.prod(self.grid), channels))
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self._add_embeddings(channels)
         self.layers = nn.ModuleList(
             # what a block drops is the output of the one before it
             Block(channels, _NORMS[norm], rate * max(i - 1, 0) / last, axis=axes[i % 2], **mixer)
             for i in range(blocks)
         )
-        for i in range(len(self.out_indices)):
-            self.add_module(f'outnorm_{i}', nn.LayerNorm(channels))
+        if out_type == 'dense':
+            for i in range(len(self.out_indices)):
+                self.add_module(f'outnorm_{i}', nn.LayerNorm(channels))
+        else:
+            self.drop_path = DropPath(rate)
+            self.norm_f = _NORMS[norm](channels, eps=1e-5)
         self._freeze(frozen_stages, blocks)
         if frozen_stages >= 0:
-            self.pos_embed.requires_grad_(False)
+            for embedding in (self.pos_embed, self.cls_token):
+                if embedding is not None:
+                    embedding.requires_grad_(False)
+
+    def _add_embeddings(self, channels: int) -> None:
+        """A position for every patch of the grid, and a class token with a position of its own."""
+        token = self.out_type == 'cls_token'
+        self.cls_token = nn.Parameter(torch.empty(1, 1, channels)) if token else None
+        self.pos_embed = nn.Parameter(torch.empty(1, math.prod(self.grid) + token, channels))
+        for embedding in (self.pos_embed, self.cls_token):
+            if embedding is not None:
+                nn.init.trunc_normal_(embedding, std=0.02)
+
+    def _outputs(self, out_indices) -> tuple[int, ...]:
+        """The blocks whose outputs are returned."""
+        name = type(self).__name__
+        if self.out_type == 'dense':
+            return check_out_indices(name, _DENSE_OUTPUTS if out_indices is None else out_indices, self.depth)
+        last = (self.depth - 1,)
+        if out_indices is not None and check_out_indices(name, out_indices, self.depth) != last:
+            raise ValueError(
+                f'{name}: out_indices={out_indices!r}; expected None or {last}, as out_type={self.out_type!r} comes '
+                f'behind the last block'
+            )
+        return last
 
     def _grid_of(self, img_size) -> tuple[int, int]:
         sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
@@ -177,6 +224,8 @@ class FastVim(BaseBackbone):
         return tuple(math.ceil(side / self.patch_size) for side in sides)
 
     def _output_norms(self) -> list[tuple[int, nn.Module]]:
+        if self.out_type != 'dense':
+            return [(self.out_indices[0], self.norm_f)]
         return [(block, getattr(self, f'outnorm_{i}')) for i, block in enumerate(self.out_indices)]
 
     def _adapted(self, name: str, value: torch.Tensor) -> torch.Tensor:
@@ -189,47 +238,118 @@ class FastVim(BaseBackbone):
             )
         if name != 'pos_embed' or value.ndim != 3 or value.shape[1] == self.pos_embed.shape[1]:
             return value
-        side = math.isqrt(value.shape[1])
-        if side * side != value.shape[1]:
+        patches, token = (value, None) if self.cls_token is None else _split(value)
+        side = math.isqrt(patches.shape[1])
+        if side * side != patches.shape[1]:
             raise checkpoints.CheckpointError(
-                f'{type(self).__name__}: the position embedding of the checkpoint has {value.shape[1]} tokens, '
+                f'{type(self).__name__}: the position embedding of the checkpoint has {patches.shape[1]} tokens, '
                 f'which are no square grid, and this model has a grid of {self.grid[0]} x {self.grid[1]}; build it '
                 f'with img_size=(H, W) of the images that the checkpoint was trained on'
             )
-        return resize_positions(value, (side, side), self.grid).flatten(1, 2)
+        patches = resize_positions(patches, (side, side), self.grid).flatten(1, 2)
+        return patches if token is None else _insert(patches, token)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Number a parameter's layer for mmpretrain's layer-wise decay, in which two blocks are one layer.
+
+        mmpretrain multiplies the learning rate by `rate ** (layers - number - 1)`. With n = depth + 1 that exponent is
+        ceil(n / 2) for the embeddings, ceil((n - i - 1) / 2) for block i, and 0 for everything behind the blocks.
+
+        Args:
+            param_name: of a parameter of this backbone, or of the model that has it.
+            prefix: what stands before the names of this backbone's parameters.
+
+        Returns:
+            The number, and how many layers there are.
+
+        Source: the fine-tuning of Kapse et al., arXiv 2502.00594.
+        """
+        layers = self.depth + 1
+        parts = param_name.removeprefix(prefix).split('.')
+        exponent = 0
+        if param_name.startswith(prefix):
+            if parts[0] in ('patch_embed', 'pos_embed', 'cls_token'):
+                exponent = math.ceil(layers / 2)
+            elif parts[0] == 'layers':
+                exponent = math.ceil((layers - int(parts[1]) - 1) / 2)
+        last = math.ceil(layers / 2)
+        return last - exponent, last + 1
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Extract feature maps.
+        """Extract features.
 
         Args:
             x: `(B, in_channels, H, W)`, H and W from one patch up.
 
         Returns:
-            For each of `out_indices` a contiguous map `(B, C, ceil(H / patch_size), ceil(W / patch_size))`.
+            For each of `out_indices` a contiguous map `(B, C, ceil(H / patch_size), ceil(W / patch_size))`; where
+            `out_type` is 'cls_token', one vector `(B, C)`.
         """
         check_image(type(self).__name__, x, self.in_channels, self.patch_size)
-        hidden, residual = self.patch_embed(x), None
-        hidden = hidden + resize_positions(self.pos_embed, self.grid, hidden.shape[1:3])
+        hidden, residual = self._embed(x), None
         outs = []
         for i, block in enumerate(self.layers):
             inputs = (hidden, residual)
             hidden, residual = recomputed(block, *inputs) if self.with_cp else block(*inputs)
-            if i in self.out_indices:
-                # a copy: mmcv's RoIAlign reads memory as channels first whatever the strides say
-                out = getattr(self, f'outnorm_{len(outs)}')(hidden)
-                outs.append(out.permute(0, 3, 1, 2).contiguous())
-        return tuple(outs)
+            if self.out_type == 'dense' and i in self.out_indices:
+                outs.append(_as_map(getattr(self, f'outnorm_{len(outs)}')(hidden)))
+        if self.out_type == 'dense':
+            return tuple(outs)
+        total = residual + self.drop_path(_wide(hidden))
+        if self.out_type == 'cls_token':
+            total = total[:, 0, _middle(total.shape[2])]
+        out = self.norm_f(total.to(self.norm_f.weight.dtype))
+        return (out if self.out_type == 'cls_token' else _as_map(out),)
+
+    def _embed(self, x: torch.Tensor) -> torch.Tensor:
+        """Patches with their positions, `(B, H, W, C)`; with a class token among them the line `(B, 1, L + 1, C)`."""
+        hidden = self.patch_embed(x)
+        if self.cls_token is None:
+            return hidden + resize_positions(self.pos_embed, self.grid, hidden.shape[1:3])
+        patches, token = _split(self.pos_embed)
+        hidden = hidden + resize_positions(patches, self.grid, hidden.shape[1:3])
+        if self.scan_path == 'column':
+            hidden = hidden.transpose(1, 2)
+        token = (self.cls_token + token).to(hidden.dtype).expand(len(hidden), -1, -1)
+        return _insert(hidden.flatten(1, 2), token)[:, None]
+
+
+def _as_map(x: torch.Tensor) -> torch.Tensor:
+    """A copy channels first: mmcv's RoIAlign reads memory as channels first whatever the strides say."""
+    return x.permute(0, 3, 1, 2).contiguous()
+
+
+def _middle(tokens: int) -> int:
+    """The class token's place among `tokens`, itself included."""
+    return (tokens - 1) // 2
+
+
+def _split(sequence: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(B, L + 1, C)` with a class token in the middle to `(B, L, C)` and `(B, 1, C)`."""
+    place = _middle(sequence.shape[1])
+    return torch.cat([sequence[:, :place], sequence[:, place + 1 :]], dim=1), sequence[:, place : place + 1]
+
+
+def _insert(patches: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+    """Undo `_split`."""
+    place = _middle(patches.shape[1] + 1)
+    return torch.cat([patches[:, :place], token, patches[:, place:]], dim=1)
 
 
 _SCAN_NORM = '.mixer.layernorm.'
 
 
 def _translate(state_dict, expected) -> dict[str, torch.Tensor]:
-    """Classification models: RMSNorm has no bias, and Vim's class token sits in the middle of the positions."""
+    """Classification models: RMSNorm has no bias, and Vim's class token sits in the middle of the positions.
+
+    A model that has a class token itself is a classifier too and takes everything as it is.
+    """
     translated = dict(state_dict)
     for name, value in expected.items():
         if re.fullmatch(r'layers\.\d+\.norm\.bias', name) and name not in translated:
             translated[name] = torch.zeros(value.shape, dtype=value.dtype)  # whatever device the model is on
+    if 'cls_token' in expected:
+        return translated
     if 'cls_token' in state_dict and not any(_SCAN_NORM in name for name in state_dict):
         # its authors' classifiers have no norm behind the scan; the published detector gave them a fresh one
         fresh = {name: value for name, value in expected.items() if _SCAN_NORM in name}
@@ -238,9 +358,7 @@ def _translate(state_dict, expected) -> dict[str, torch.Tensor]:
         if fresh:
             print_log(f'Vim without a norm behind the scan: {len(fresh)} *{_SCAN_NORM}* start fresh', logger='current')
     if 'cls_token' in state_dict and 'pos_embed' in state_dict:
-        position = state_dict['pos_embed']
-        middle = (position.shape[1] - 1) // 2
-        translated['pos_embed'] = torch.cat([position[:, :middle], position[:, middle + 1 :]], dim=1)
+        translated['pos_embed'], _ = _split(state_dict['pos_embed'])
     return translated
 
 

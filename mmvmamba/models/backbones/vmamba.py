@@ -1,4 +1,4 @@
-"""VMamba backbones for detection and segmentation.
+"""VMamba backbones for classification, detection and segmentation.
 
 Paper: Liu et al., "VMamba: Visual State Space Model", NeurIPS 2024, arXiv 2401.10166. The published code and weights
 are under the MIT licence; this file is an implementation of its own whose parameter names are the published ones.
@@ -254,6 +254,28 @@ class VMamba(BaseBackbone):
             self.add_module(f'outnorm{i}', nn.LayerNorm(self.num_features[i]))
         self._freeze(frozen_stages, stages)
 
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Number a parameter's layer, for layer-wise decay: 0 for the stem, then block by block, then all behind them.
+
+        Args:
+            param_name: of a parameter of this backbone, or of the model that has it.
+            prefix: what stands before the names of this backbone's parameters.
+
+        Returns:
+            The number, and how many layers there are.
+        """
+        depths = [len(stage.blocks) for stage in self.layers]
+        layers = sum(depths) + 2
+        parts = param_name.removeprefix(prefix).split('.')
+        if not param_name.startswith(prefix) or parts[0] not in ('patch_embed', 'layers'):
+            return layers - 1, layers
+        if parts[0] == 'patch_embed':
+            return 0, layers
+        stage = int(parts[1])
+        if parts[2] == 'downsample':  # goes with the first block behind it
+            return sum(depths[: stage + 1]) + 1, layers
+        return sum(depths[:stage]) + int(parts[3]) + 1, layers
+
     def _output_norms(self) -> list[tuple[int, nn.Module]]:
         return [(i, getattr(self, f'outnorm{i}')) for i in self.out_indices]
 
@@ -284,17 +306,44 @@ _OLD_NAMES = (
     (re.compile(r'^patch_embed\.norm\.'), 'patch_embed.2.'),
     (re.compile(r'\.ln_1\.'), '.norm.'),
     (re.compile(r'\.self_attention\.'), '.op.'),
+    (re.compile(r'^(norm|head)\.(?=weight|bias)'), r'classifier.\1.'),
 )
 
 
+_CLASSIFIER_NORM = 'classifier.norm.'
+
+
 def _translate(state_dict, expected) -> dict[str, torch.Tensor]:
-    """Names of the first vanilla files to today's."""
+    """Names of the first vanilla files to today's, and a classifier's norm to a backbone's that has this one alone.
+
+    Backbones with several output norms start all of them fresh, as the published detectors do, whatever wrote the
+    classifier's file.
+    """
     renamed = {}
     for name, value in state_dict.items():
         for pattern, replacement in _OLD_NAMES:
             name = pattern.sub(replacement, name)
         renamed[name] = value
+    last = f'outnorm{_stages(renamed) - 1}.'
+    ours = _output_norms_in(expected)
+    if ours == {last}:
+        return {_replaced(name, _CLASSIFIER_NORM, last): value for name, value in renamed.items()}
+    if len(ours) > 1 and _output_norms_in(renamed) == {last}:
+        return {_replaced(name, last, _CLASSIFIER_NORM): value for name, value in renamed.items()}
     return renamed
+
+
+def _replaced(name: str, start: str, other: str) -> str:
+    return other + name.removeprefix(start) if name.startswith(start) else name
+
+
+def _output_norms_in(state_dict) -> set[str]:
+    return {f'{name.partition(".")[0]}.' for name in state_dict if name.startswith('outnorm')}
+
+
+def _stages(state_dict) -> int:
+    """How many stages the names of parameters speak of."""
+    return 1 + max((int(m.group(1)) for m in map(re.compile(r'layers\.(\d+)\.').match, state_dict) if m), default=-1)
 
 
 def _measure(state_dict) -> dict | None:

@@ -53,6 +53,7 @@ class PooledMixer(nn.Module):
             dt_proj = getattr(self, f'dt_proj{suffix}')
             dt_proj.weight = nn.Parameter(ssm_init.dt_weight('mamba', 1, inner, dt_rank)[0])
             dt_proj.bias = nn.Parameter(ssm_init.dt_bias('mamba', 1, inner)[0])
+        nn.init.zeros_(self.dt_proj_b.bias)  # as published: only the forward branch starts with small steps
         self.A_log = nn.Parameter(ssm_init.a_logs('mamba', inner, d_state))
         self.A_b_log = nn.Parameter(ssm_init.a_logs('mamba', inner, d_state))
         self.D = nn.Parameter(torch.ones(inner))

@@ -1,0 +1,38 @@
+"""What torchvision's import asks for is defined only where its library cannot be loaded."""
+
+import subprocess
+import sys
+
+
+def test_operators_are_defined_beside_a_library_for_another_pytorch(tmp_path):
+    package = tmp_path / 'torchvision'
+    package.mkdir()
+    (package / '__init__.py').touch()
+    (package / '_C.so').write_bytes(b'built for CUDA')
+    code = (
+        'import sys, torch\n'
+        f'sys.path.insert(0, {str(tmp_path)!r})\n'
+        'from mmvmamba.torchvision_stubs import define_missing_operators as define\n'
+        'for toolkit in ("cuda", "hip"):\n'
+        '    setattr(torch.version, toolkit, "1.0")\n'
+        '    assert define() is False\n'
+        '    setattr(torch.version, toolkit, None)\n'
+        '    define.cache_clear()\n'
+        'assert not hasattr(torch.ops.torchvision, "nms")\n'
+        'assert define() and define(), "twice is once"\n'
+        'assert [a.name for a in torch.ops.torchvision.nms.default._schema.arguments] == ["dets", "scores", '
+        '"iou_threshold"]\n'
+        'assert "torchvision" not in sys.modules\n'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_nothing_is_defined_without_torchvision():
+    code = (
+        'import sys, torch\n'
+        'from mmvmamba import torchvision_stubs\n'
+        'torchvision_stubs.find_spec = lambda name: None\n'
+        'assert torchvision_stubs.define_missing_operators() is False\n'
+        'assert not hasattr(torch.ops.torchvision, "nms")\n'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True)
