@@ -26,9 +26,9 @@ OLDEST_TRITON = (3, 6)
 """Older ones lack parts of the language that the kernels are written in."""
 
 DECOMPOSED = 'decomposed'
-"""What `choose` returns within `decomposing`: operators of PyTorch's that exporters know, in the place of ours."""
+"""What `choose` returns within `exporting()`: operators of PyTorch's that exporters know, in the place of ours."""
 
-_decomposing = contextvars.ContextVar('decomposing', default=False)
+_exporting = contextvars.ContextVar('exporting', default=None)
 
 _logger = logging.getLogger('mmvmamba.kernels')
 _operators: dict[str, 'Operator'] = {}
@@ -133,8 +133,8 @@ def choose(operator: str, backend: str, device_type: str, dtype: torch.dtype = t
         ValueError: a name that is no backend.
         BackendUnavailableError: a backend that cannot run, with the reason and what can.
     """
-    if _decomposing.get():
-        return DECOMPOSED
+    if _exporting.get():
+        return _exporting.get()
     asked = (os.environ.get(ENVIRONMENT_VARIABLE) or backend) if backend == 'auto' else backend
     # what else the answer depends on; reading the environment takes longer than all the rest
     triton = getattr(sys.modules.get('triton'), '__version__', None)
@@ -153,16 +153,18 @@ choose._dynamo_marked_constant = True
 
 
 @contextlib.contextmanager
-def decomposing():
-    """Context for exporters: whatever backend is asked for, operators become standard ones of PyTorch's.
+def exporting(opaque: bool = False):
+    """Context for exporters, whatever backend is asked for.
 
-    Their loops are `torch.ops.higher_order.scan`; nothing of them can be differentiated.
+    Args:
+        opaque: leave operators whole, as nodes `torch.ops.mmvmamba.*`, for an exporter that translates them. Else they
+            become standard operators of PyTorch's, with `torch.ops.higher_order.scan` for loops.
     """
-    token = _decomposing.set(True)
+    token = _exporting.set('torch' if opaque else DECOMPOSED)
     try:
         yield
     finally:
-        _decomposing.reset(token)
+        _exporting.reset(token)
 
 
 def verify_mode() -> str:

@@ -19,7 +19,13 @@ from . import reference
 _operator = dispatch.Operator(
     'pooled_scan',
     __package__,
-    {'reference': 'reference', 'torch': 'torch_blocked', 'cpu': 'cpu', 'triton': 'triton_scan'},
+    {
+        'reference': 'reference',
+        'torch': 'torch_blocked',
+        'cpu': 'cpu',
+        'triton': 'triton_scan',
+        dispatch.DECOMPOSED: dispatch.DECOMPOSED,
+    },
 )
 
 AXES = ('row', 'column')

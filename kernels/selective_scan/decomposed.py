@@ -7,7 +7,13 @@ divided by a decay, every exponent is negative or zero for a negative A, and not
 the sequence.
 """
 
+import math
+
 import torch
+from torch.nn import functional as F
+
+from ..arguments import compute_dtype
+from .torch_blocked import time_step
 
 
 def _recurrence(step, start, inputs, constants=()):
@@ -54,8 +60,10 @@ def chunked_scan(u, dt, A, Bs, Cs):
 
     zeros = u.new_zeros(groups, batch, chunks, channels)
     states = u.new_zeros(groups, batch, chunks, A.shape[3], channels)
-    ends, time = _recurrence(local, (states, zeros), (dt, dtu, Bs), (A,))
-    starts = _starts(torch.exp(time[..., None, :] * A), ends)
+    starts = states
+    if not (isinstance(chunks, int) and chunks == 1):
+        ends, time = _recurrence(local, (states, zeros), (dt, dtu, Bs), (A,))
+        starts = _starts(torch.exp(time[..., None, :] * A), ends)
     return _recurrence(replay, (starts,), (dt, dtu, Bs, Cs), (A,))[1]
 
 
@@ -91,3 +99,29 @@ def _starts(decay, ends):
     start = torch.zeros_like(ends[:, :, 0])
     starts = _recurrence(step, (start,), (decay.movedim(2, 0), ends.movedim(2, 0)))[1]
     return starts.movedim(0, 2).contiguous()
+
+
+def forward(u, delta, A, Bs, Cs, Ds, delta_bias, softplus):
+    """See `mmvmamba.kernels.selective_scan`; here `Bs, Cs` are always `(B, K, N, L)`."""
+    dtype = compute_dtype(u)
+    u, delta, A, Bs, Cs = (t.to(dtype) for t in (u, delta, A, Bs, Cs))
+    length, groups = u.shape[2], Bs.shape[1]
+    if delta_bias is not None:
+        delta = delta + delta_bias.to(dtype)[:, None]
+    # a square of positions: the rows are chunks, zeros behind the end change nothing before it
+    side = math.ceil(torch.sym_sqrt(length))
+
+    def chunked(t):  # (B, K, D, L) -> (T, K, B, S, D)
+        return F.pad(t, (0, side * side - length)).unflatten(3, (side, side)).permute(4, 1, 0, 3, 2)
+
+    def per_group(t):
+        return t.unflatten(1, (groups, -1))
+
+    y = chunked_scan(
+        *(chunked(per_group(t)) for t in (u, time_step(delta, softplus))),
+        A.unflatten(0, (groups, -1)).mT,
+        chunked(Bs),
+        chunked(Cs),
+    )
+    y = y.permute(2, 1, 4, 3, 0).flatten(3)[..., :length].flatten(1, 2)
+    return y if Ds is None else y + Ds.to(dtype)[:, None] * u
