@@ -27,8 +27,10 @@ def _recurrence(step, start, inputs, constants=()):
     Returns:
         The last state's tensors, then all steps' results.
     """
-    # The operator itself: its Python function would have Dynamo trace every step, three quarters of an export's time.
-    return torch.ops.higher_order.scan(step, list(start), list(inputs), tuple(constants))
+    # The operator itself: its Python function would have Dynamo compile every step.
+    # It wants states that keep their memory layout, which contiguous operands give it and ONNX does not know.
+    start, inputs = ([t.contiguous() for t in tensors] for tensors in (start, inputs))
+    return torch.ops.higher_order.scan(step, start, inputs, tuple(constants))
 
 
 def chunked_scan(u, dt, A, Bs, Cs):
@@ -78,8 +80,8 @@ def _one_state(u, dt, A, Bs, Cs):
         state = a * state + b
         return state, state.clone()
 
-    zeros = torch.zeros_like(u[0])
-    ends, decay = _recurrence(local, (zeros, torch.ones_like(zeros)), (decays, inputs))
+    zeros, ones = u.new_zeros(u.shape[1:]), u.new_ones(u.shape[1:])
+    ends, decay = _recurrence(local, (zeros, ones), (decays, inputs))
     return _recurrence(replay, (_starts(decay, ends),), (decays, inputs))[1] * Cs
 
 
@@ -96,9 +98,9 @@ def _starts(decay, ends):
     def step(state, decay, end):
         return decay * state + end, state.clone()
 
-    start = torch.zeros_like(ends[:, :, 0])
+    start = ends.new_zeros(ends[:, :, 0].shape)
     starts = _recurrence(step, (start,), (decay.movedim(2, 0), ends.movedim(2, 0)))[1]
-    return starts.movedim(0, 2).contiguous()
+    return starts.movedim(0, 2)
 
 
 def forward(u, delta, A, Bs, Cs, Ds, delta_bias, softplus):

@@ -101,9 +101,10 @@ class _Alone(torch.nn.Module):
 
 
 def _square_root(size):
-    from onnxscript import opset20
+    import onnxscript
 
-    return opset20.Sqrt(opset20.Cast(size, to=1))  # to float32
+    opset = onnxscript.evaluator.default().opset
+    return opset.Sqrt(opset.Cast(size, to=1))  # to float32
 
 
 def _exported(operator, signature, name, opset):

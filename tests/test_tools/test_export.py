@@ -11,6 +11,8 @@ from mmvmamba.kernels.selective_scan import decomposed
 from PIL import Image
 from tool_runs import load_tool
 
+from mmvmamba.deploy.modules import exportable
+
 pytest.importorskip('onnxruntime')
 
 SEGMENTOR = """
@@ -85,6 +87,24 @@ def test_classifier(tmp_path, picture, capsys):
     capsys.readouterr()
     assert load_tool('onnx_demo').main([str(picture), str(out), '--out', str(tmp_path / 'drawn.png')]) == 0
     assert sum(line.startswith('class ') for line in capsys.readouterr().out.splitlines()) == 4
+
+
+@pytest.mark.parametrize('text', [SEGMENTOR, CLASSIFIER], ids=['segmentor', 'classifier'])
+@pytest.mark.parametrize('swapped', [True, False])
+def test_normalised_as_the_toolbox_does(text, swapped):
+    if text is CLASSIFIER:
+        pytest.importorskip('mmpretrain')
+    names = {}
+    exec(text, names)
+    preprocessor = names['model']['data_preprocessor']
+    preprocessor['mean'] = [100.0, 110.0, 120.0]
+    preprocessor['bgr_to_rgb' if text is SEGMENTOR else 'to_rgb'] = swapped
+    init_default_scope(names['default_scope'])
+    model = MODELS.build(names['model'])
+    read = torch.randint(0, 256, (3, 8, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))  # BGR
+    given = {'inputs': [read] if text is SEGMENTOR else read[None]}
+    expected = model.data_preprocessor(given)['inputs']
+    torch.testing.assert_close(exportable(model).module.normalised(read.flip(0)[None].float()), expected)
 
 
 def test_wrong_decomposition_fails(tmp_path, monkeypatch, capsys):
