@@ -29,7 +29,7 @@ def _recurrence(step, start, inputs, constants=()):
     """
     # The operator itself: its Python function would have Dynamo compile every step.
     # It wants states that keep their memory layout, which contiguous operands give it and ONNX does not know.
-    start, inputs = ([t.contiguous() for t in tensors] for tensors in (start, inputs))
+    start, inputs, constants = ([t.contiguous() for t in tensors] for tensors in (start, inputs, constants))
     return torch.ops.higher_order.scan(step, start, inputs, tuple(constants))
 
 

@@ -26,14 +26,16 @@ def tiny(name) -> modules.Exportable:
     return modules.exportable(model, 'backbone')
 
 
-@pytest.fixture(params=TINY)
-def family(request):
-    return request.param
-
-
-def test_onnx_at_any_size(family, tmp_path):
-    what, path = tiny(family), tmp_path / 'model.onnx'
+@pytest.fixture(scope='module', params=TINY)
+def exported(request, tmp_path_factory):
+    """A network and its ONNX file; an export takes seconds."""
+    what, path = tiny(request.param), tmp_path_factory.mktemp('onnx') / f'{request.param}.onnx'
     exporting.to_onnx(what, path)
+    return what, path
+
+
+def test_onnx_at_any_size(exported):
+    what, path = exported
     rows = checking.check(what, checking.runner(path, 'onnx'), sizes=((64, 64), (37, 90), (131, 33)))
     assert [row.size for row in rows if not row.passed] == []
     model = onnx_ir.load(path)
@@ -60,21 +62,24 @@ def test_one_size(tmp_path):
     assert row.passed
 
 
-def test_steps_grow_like_the_square_root_of_the_pixels(tmp_path):
+def test_steps_grow_like_the_square_root_of_the_pixels(exported, tmp_path):
     """Nothing is unrolled: one file, whose scans take twice the steps for four times the pixels."""
-    exporting.to_onnx(tiny('vmamba'), tmp_path / 'model.onnx')
-    model = onnx_ir.load(tmp_path / 'model.onnx')
+    what, path = exported
+    model = onnx_ir.load(path)
     scans = [node for node in model.graph if node.op_type == 'Scan']
-    assert len(scans) == 3 * 2  # a pass, the carry and the replay of each of two blocks
+    assert scans
     assert 'Loop' not in {node.op_type for node in model.graph.all_nodes()}
     model.graph.outputs.extend(scan.inputs[-1] for scan in scans)
     onnx_ir.save(model, tmp_path / 'steps.onnx')
     run = checking.runner(tmp_path / 'steps.onnx', 'onnx')
 
     def steps(side):
-        return sum(len(walked) for walked in run(np.zeros((1, 3, side, side), np.float32))[2:])
+        return sum(len(walked) for walked in run(np.zeros((1, 3, side, side), np.float32))[len(what.outputs) :])
 
-    assert [steps(side) for side in (64, 128, 256)] == [3 * (16 + 8), 3 * (32 + 16), 3 * (64 + 32)]
+    counted = [steps(side) for side in (64, 128, 256)]
+    assert counted[1:] == [2 * counted[0], 4 * counted[0]]
+    # three scans as long as a side for each block, however many positions there are
+    assert counted[0] <= 3 * len(scans) * 16
 
 
 def test_adaptive_pooling_is_exact():
