@@ -29,7 +29,10 @@ def _recurrence(step, start, inputs, constants=()):
     """
     # The operator itself: its Python function would have Dynamo compile every step.
     # It wants states that keep their memory layout, which contiguous operands give it and ONNX does not know.
-    start, inputs, constants = ([t.contiguous() for t in tensors] for tensors in (start, inputs, constants))
+    # A clone: `contiguous` keeps a tensor whose strides differ where a size is 1.
+    start, inputs, constants = (
+        [t.clone(memory_format=torch.contiguous_format) for t in tensors] for tensors in (start, inputs, constants)
+    )
     return torch.ops.higher_order.scan(step, start, inputs, tuple(constants))
 
 
