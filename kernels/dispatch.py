@@ -1,6 +1,7 @@
 """Which implementation of an operator runs on a device, and in words why another one cannot."""
 
 import contextlib
+import contextvars
 import functools
 import importlib
 import importlib.util
@@ -23,6 +24,11 @@ process, trust it."""
 
 OLDEST_TRITON = (3, 6)
 """Older ones lack parts of the language that the kernels are written in."""
+
+DECOMPOSED = 'decomposed'
+"""What `choose` returns within `exporting()`: operators of PyTorch's that exporters know, in the place of ours."""
+
+_exporting = contextvars.ContextVar('exporting', default=None)
 
 _logger = logging.getLogger('mmvmamba.kernels')
 _operators: dict[str, 'Operator'] = {}
@@ -128,6 +134,8 @@ def choose(operator: str, backend: str, device_type: str, dtype: torch.dtype = t
         ValueError: a name that is no backend.
         BackendUnavailableError: a backend that cannot run, with the reason and what can.
     """
+    if _exporting.get():
+        return _exporting.get()
     asked = (os.environ.get(ENVIRONMENT_VARIABLE) or backend) if backend == 'auto' else backend
     # what else the answer depends on; reading the environment takes longer than all the rest
     triton = getattr(sys.modules.get('triton'), '__version__', None)
@@ -143,6 +151,21 @@ def choose(operator: str, backend: str, device_type: str, dtype: torch.dtype = t
 
 # What torch.compiler.assume_constant_result does; calling it would import torch._dynamo (a second, and triton) with us.
 choose._dynamo_marked_constant = True
+
+
+@contextlib.contextmanager
+def exporting(opaque: bool = False):
+    """Context for exporters, whatever backend is asked for.
+
+    Args:
+        opaque: leave operators whole, as nodes `torch.ops.mmvmamba.*`, for an exporter that translates them. Else they
+            become standard operators of PyTorch's, with `torch.ops.higher_order.scan` for loops.
+    """
+    token = _exporting.set('torch' if opaque else DECOMPOSED)
+    try:
+        yield
+    finally:
+        _exporting.reset(token)
 
 
 def verify_mode() -> str:

@@ -93,6 +93,8 @@ class CustomOperator:
 
     def __call__(self, *arguments):
         """Run it, through PyTorch's dispatcher where anybody may look."""
+        if arguments[-1] == dispatch.DECOMPOSED:
+            return self.decomposed(*arguments[:-1])
         tensors = arguments[: self._count]
         if torch.compiler.is_compiling() or not _is_plain(tensors):
             y = self._op(*arguments)
@@ -101,6 +103,16 @@ class CustomOperator:
             return self._direct.apply(*arguments)
         y = self._run(*arguments)
         return y[0] if self._keeps else y
+
+    def decomposed(self, *arguments):
+        """The result in standard operators, for exporters; arguments as in the schema, but without the backend."""
+        y = self._forward(self._implementations.load(dispatch.DECOMPOSED), *arguments)
+        return y[0] if self._keeps else y
+
+    @property
+    def op(self):
+        """What stands for a call in a graph: an overload of `torch.ops.mmvmamba`."""
+        return self._op
 
     def run(self, direction: str, *arguments):
         """One pass, 'forward' or 'backward', by what implements it: past PyTorch's dispatcher and autograd."""

@@ -19,7 +19,13 @@ from . import reference
 _operator = dispatch.Operator(
     'pooled_scan',
     __package__,
-    {'reference': 'reference', 'torch': 'torch_blocked', 'cpu': 'cpu', 'triton': 'triton_scan'},
+    {
+        'reference': 'reference',
+        'torch': 'torch_blocked',
+        'cpu': 'cpu',
+        'triton': 'triton_scan',
+        dispatch.DECOMPOSED: dispatch.DECOMPOSED,
+    },
 )
 # Triton's kernels know two axes, all of whose places are there
 _planes_operator = dispatch.Operator(

@@ -18,7 +18,13 @@ from . import reference
 _operator = dispatch.Operator(
     'selective_scan',
     __package__,
-    {'reference': 'reference', 'torch': 'torch_blocked', 'cpu': 'cpu', 'triton': 'triton_scan'},
+    {
+        'reference': 'reference',
+        'torch': 'torch_blocked',
+        'cpu': 'cpu',
+        'triton': 'triton_scan',
+        dispatch.DECOMPOSED: dispatch.DECOMPOSED,
+    },
 )
 
 

@@ -17,7 +17,15 @@ from . import reference
 from .routes import CASCADE, PAIR, PATTERNS
 
 implementations = dispatch.Operator(
-    'ss2d', __package__, {'reference': 'reference', 'torch': 'torch_blocked', 'cpu': 'cpu', 'triton': 'triton_scan'}
+    'ss2d',
+    __package__,
+    {
+        'reference': 'reference',
+        'torch': 'torch_blocked',
+        'cpu': 'cpu',
+        'triton': 'triton_scan',
+        dispatch.DECOMPOSED: dispatch.DECOMPOSED,
+    },
 )
 
 TENSORS = 'Tensor x, Tensor x_proj_weight, Tensor dt_projs_weight, Tensor dt_projs_bias, Tensor As, Tensor Ds'

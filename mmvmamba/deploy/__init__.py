@@ -1,0 +1,1 @@
+"""Models out of PyTorch: ONNX, `torch.export`, AOTInductor, and the check of what came out."""

@@ -1,0 +1,106 @@
+"""Files from modules: ONNX, an exported program of PyTorch's, an AOTInductor package. One file serves all sizes."""
+
+import contextlib
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+
+from mmvmamba.kernels import dispatch
+
+from .modules import Exportable
+from .operators import Functions
+
+DEFAULT_OPSET = 20
+TRACED = (2, 96, 160)
+"""Images, height, width of the sample that is traced where sizes are dynamic: no size of any stage repeats or is 1."""
+
+OLDEST_TORCH = (2, 13)
+"""Older ones were not tried."""
+
+
+def to_onnx(
+    what: Exportable, path: str | Path, shape: tuple[int, int] | None = None, opset: int = DEFAULT_OPSET
+) -> None:
+    """Write one ONNX file.
+
+    Args:
+        what: see `exportable`.
+        path: of the file.
+        shape: (H, W) of the only size, of one image, that it shall take; None for any.
+        opset: version of ONNX's operators.
+
+    Raises:
+        RuntimeError: this PyTorch is too old.
+    """
+    functions = Functions(opset)
+    program = _traced(what, shape, opaque=True)
+    with torch.no_grad(), _quiet():
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=opset,
+            custom_translation_table=functions.table(),
+            output_names=list(what.outputs),
+            verbose=False,
+        )
+        functions.add_to(exported.model)
+    model = exported.model
+    if shape is None:
+        _name_sizes(model)
+    model.metadata_props.update({f'mmvmamba.{key}': value for key, value in what.facts.items()})
+    exported.save(str(path))
+
+
+def to_program(what: Exportable, path: str | Path, shape: tuple[int, int] | None = None) -> None:
+    """Write a program for `torch.export.load`, of PyTorch's own operators; arguments as for `to_onnx`."""
+    torch.export.save(_traced(what, shape, opaque=False), str(path))
+
+
+def to_package(what: Exportable, path: str | Path, shape: tuple[int, int] | None = None) -> None:
+    """Compile by AOTInductor for this CPU; `torch._inductor.aoti_load_package` runs it. Arguments as for `to_onnx`."""
+    from torch._inductor import aoti_compile_and_package
+
+    aoti_compile_and_package(_traced(what, shape, opaque=False), package_path=str(path))
+
+
+def _traced(what: Exportable, shape, opaque: bool) -> torch.export.ExportedProgram:
+    if tuple(int(part) for part in torch.__version__.split('+')[0].split('.')[:2]) < OLDEST_TORCH:
+        needed = '.'.join(map(str, OLDEST_TORCH))
+        raise RuntimeError(f'export needs torch {needed} or newer, this is {torch.__version__}')
+    batch, *sides = TRACED if shape is None else (1, *shape)
+    dynamic = None if shape else (dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO),)
+    # zeros would do, but for operators that look at values
+    image = torch.rand(batch, 3, *sides, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), dispatch.exporting(opaque), _quiet():
+        return torch.export.export(what.module.cpu(), (image,), dynamic_shapes=dynamic, strict=False)
+
+
+def _name_sizes(model) -> None:
+    """Readable names for the input's dynamic sizes; those of the outputs follow from them and are dropped."""
+    image = model.graph.inputs[0]
+    image.shape = type(image.shape)(['batch', 3, 'height', 'width'])
+    for node in model.graph:
+        for value in node.outputs:
+            if value not in model.graph.outputs and value.shape is not None:
+                value.shape = None
+    for value in model.graph.outputs:
+        sizes = [size if isinstance(size, int) else None for size in value.shape]
+        value.shape = type(value.shape)(sizes)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keep exporters' remarks on their own insides to themselves."""
+    loggers = [logging.getLogger(name) for name in ('torch.onnx', 'onnxscript', 'onnx_ir')]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,157 @@
+"""What of a config's model is exported: a module of one image tensor, with names for what it returns."""
+
+import copy
+import json
+from dataclasses import dataclass
+
+import torch
+from mmengine.registry import DATASETS, MODELS
+from torch import nn
+from torch.nn import functional as F
+
+
+@dataclass
+class Exportable:
+    """A module that can be exported.
+
+    Attributes:
+        module: of one tensor `(B, 3, H, W)`, float32, in evaluation mode.
+        outputs: names of what it returns.
+        facts: text by name, which the file carries for whoever runs it: `task` ('backbone', 'classifier', 'segmentor'),
+            `input` ('RGB 0..255', 'normalised'), and JSON lists `classes` and `palette` where the config has them.
+    """
+
+    module: nn.Module
+    outputs: tuple[str, ...]
+    facts: dict[str, str]
+
+
+def exportable(model: nn.Module, what: str = 'model', dataset: dict | None = None) -> Exportable:
+    """Take what is exported from a toolbox's model; the model itself is not changed.
+
+    Args:
+        model: mmpretrain's ImageClassifier, mmseg's EncoderDecoder, or anything with a `backbone`.
+        what: 'backbone' for feature maps of a normalised image; 'model' for what the task wants of an image as it is.
+        dataset: the config of a data set whose classes and palette the file shall carry.
+
+    Raises:
+        ValueError: a whole detector, which is not supported, or another kind of model.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    if what == 'backbone':
+        count = len(model.backbone.out_indices)
+        facts = dict(task='backbone', input='normalised')
+        return Exportable(_Tuple(_exact(model.backbone)), tuple(f'map{i}' for i in range(count)), facts)
+    kind = next((kind for kind in _KINDS if hasattr(model, kind[0])), None)
+    if kind is None or hasattr(model, 'rpn_head'):
+        raise ValueError(
+            f'{type(model).__name__}: whole models are exported of classifiers and segmentors only; of a detector '
+            'take --what backbone (its heads, RoIAlign and NMS are not exported)'
+        )
+    _, task, wrapper, output = kind
+    facts = dict(task=task, input='RGB 0..255', **_classes(dataset))
+    return Exportable(wrapper(_exact(model)), (output,), facts)
+
+
+class _Tuple(nn.Module):
+    """A backbone by the name of its input."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, image):
+        return self.backbone(image)
+
+
+class _Normalised(nn.Module):
+    """What toolboxes' data preprocessors do to an image, from RGB in 0..255."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        preprocessor = model.data_preprocessor
+        # mmdet and mmseg read BGR and swap if told to; mmpretrain names it to_rgb
+        self.swap = not (getattr(preprocessor, '_channel_conversion', False) or getattr(preprocessor, 'to_rgb', False))
+        shape = (1, 3, 1, 1)
+        normalises = getattr(preprocessor, '_enable_normalize', False)
+        mean = preprocessor.mean if normalises else torch.zeros(shape)
+        std = preprocessor.std if normalises else torch.ones(shape)
+        self.register_buffer('mean', mean.detach().clone().view(shape))
+        self.register_buffer('std', std.detach().clone().view(shape))
+
+    def normalised(self, image):
+        return ((image.flip(1) if self.swap else image) - self.mean) / self.std
+
+
+class Classifier(_Normalised):
+    """Probabilities, `(B, classes)`."""
+
+    def forward(self, image):
+        scores = self.model(self.normalised(image), mode='tensor')
+        return torch.softmax(scores[0] if isinstance(scores, (tuple, list)) else scores, dim=1)
+
+
+class Segmentor(_Normalised):
+    """The class of every pixel, `(B, H, W)`, of the whole image at once."""
+
+    def forward(self, image):
+        logits = self.model(self.normalised(image), mode='tensor')
+        logits = F.interpolate(logits, image.shape[2:], mode='bilinear', align_corners=self.model.align_corners)
+        return logits.argmax(1)
+
+
+_KINDS = (('decode_head', 'segmentor', Segmentor, 'class_map'), ('head', 'classifier', Classifier, 'probabilities'))
+
+
+class _AdaptivePool(nn.Module):
+    """`nn.AdaptiveAvgPool2d` as two matrix products: ONNX has no adaptive pooling of sizes that are not known."""
+
+    def __init__(self, sides):
+        super().__init__()
+        self.sides = sides
+
+    def forward(self, x):
+        rows, columns = (_averages(size, new, x) for size, new in zip(x.shape[2:], self.sides, strict=True))
+        return rows @ x @ columns.mT
+
+
+def _averages(size, new, like):
+    """`(new, size)`: each row is the mean over one of `new` parts, which overlap as PyTorch has them."""
+    part, position = torch.arange(new, device=like.device)[:, None], torch.arange(size, device=like.device)
+    first, behind = part * size // new, ((part + 1) * size + new - 1) // new
+    return ((position >= first) & (position < behind)).to(like.dtype) / (behind - first)
+
+
+def _exact(model: nn.Module) -> nn.Module:
+    """Replace what cannot be exported at dynamic sizes; gives the same numbers."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.AdaptiveAvgPool2d):
+                sides = child.output_size
+                setattr(parent, name, _AdaptivePool((sides, sides) if isinstance(sides, int) else tuple(sides)))
+    return model
+
+
+def _classes(dataset: dict | None) -> dict[str, str]:
+    if not dataset:
+        return {}
+    while 'dataset' in dataset:  # wrappers
+        dataset = dataset['dataset']
+    known = DATASETS.get(dataset['type']) if isinstance(dataset.get('type'), str) else dataset.get('type')
+    meta = {**getattr(known, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
+    return {key: json.dumps(meta[key]) for key in ('classes', 'palette') if isinstance(meta.get(key), (list, tuple))}
+
+
+def build(cfg, checkpoint: str | None = None, trust: bool = False) -> nn.Module:
+    """The model of a config; with a checkpoint strictly its weights, else fresh ones.
+
+    Raises:
+        FileNotFoundError, CheckpointError: see `mmvmamba.checkpoints.load`.
+    """
+    from mmvmamba import checkpoints
+
+    model = MODELS.build(cfg.model)
+    if checkpoint:
+        checkpoints.load(checkpoint, model, trust=trust)
+    return model.eval()

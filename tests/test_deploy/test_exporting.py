@@ -1,0 +1,112 @@
+"""Files of tiny networks: every family, ONNX and torch.export, and how the steps of the recurrence grow."""
+
+import numpy as np
+import onnx_ir
+import pytest
+import torch
+from torch import nn
+
+from mmvmamba.deploy import checking, exporting, modules
+from mmvmamba.models import FastVim, VMamba
+
+pytest.importorskip('onnxruntime')
+
+TINY = {
+    'vmamba': lambda: VMamba(embed_dims=16, depths=(1, 1), out_indices=(0, 1)),
+    'vanilla': lambda: VMamba('tiny_v0', embed_dims=16, depths=(1, 1), d_state=3, out_indices=(0, 1)),
+    'fastvim': lambda: FastVim(embed_dims=16, depth=2, d_state=3, img_size=64, out_indices=(0, 1)),
+    'vim': lambda: FastVim(embed_dims=16, depth=1, d_state=3, img_size=64, out_indices=(0,), pool=None),
+}
+
+
+def tiny(name) -> modules.Exportable:
+    torch.manual_seed(0)
+    model = nn.Module()
+    model.backbone = TINY[name]()
+    return modules.exportable(model, 'backbone')
+
+
+@pytest.fixture(scope='module', params=TINY)
+def exported(request, tmp_path_factory):
+    """A network and its ONNX file; an export takes seconds."""
+    what, path = tiny(request.param), tmp_path_factory.mktemp('onnx') / f'{request.param}.onnx'
+    exporting.to_onnx(what, path)
+    return what, path
+
+
+def test_onnx_at_any_size(exported):
+    what, path = exported
+    rows = checking.check(what, checking.runner(path, 'onnx'), sizes=((64, 64), (37, 90), (131, 33)))
+    assert [row.size for row in rows if not row.passed] == []
+    model = onnx_ir.load(path)
+    assert {node.domain for node in model.graph.all_nodes()} == {''}
+    assert [value.name for value in model.graph.outputs] == list(what.outputs)
+    assert model.metadata_props['mmvmamba.task'] == 'backbone'
+
+
+@pytest.mark.parametrize('name', ['vmamba', 'fastvim'])
+def test_program_at_any_size(name, tmp_path):
+    what, path = tiny(name), tmp_path / 'model.pt2'
+    exporting.to_program(what, path)
+    operators = {str(node.target) for node in torch.export.load(path).graph.nodes}
+    assert not any(operator.startswith('mmvmamba') for operator in operators)
+    rows = checking.check(what, checking.runner(path, 'program'), sizes=((64, 64), (70, 90)))
+    assert [row.size for row in rows if not row.passed] == []
+
+
+def test_one_size(tmp_path):
+    what, path = tiny('vmamba'), tmp_path / 'model.onnx'
+    exporting.to_onnx(what, path, shape=(64, 96))
+    assert list(onnx_ir.load(path).graph.inputs[0].shape) == [1, 3, 64, 96]
+    (row,) = checking.check(what, checking.runner(path, 'onnx'), sizes=((64, 96),))
+    assert row.passed
+
+
+def test_steps_grow_like_the_square_root_of_the_pixels(exported, tmp_path):
+    """Nothing is unrolled: one file, whose scans take twice the steps for four times the pixels."""
+    what, path = exported
+    model = onnx_ir.load(path)
+    scans = [node for node in model.graph if node.op_type == 'Scan']
+    assert scans
+    assert 'Loop' not in {node.op_type for node in model.graph.all_nodes()}
+    model.graph.outputs.extend(scan.inputs[-1] for scan in scans)
+    onnx_ir.save(model, tmp_path / 'steps.onnx')
+    run = checking.runner(tmp_path / 'steps.onnx', 'onnx')
+
+    def steps(side):
+        return sum(len(walked) for walked in run(np.zeros((1, 3, side, side), np.float32))[len(what.outputs) :])
+
+    counted = [steps(side) for side in (64, 128, 256)]
+    assert counted[1:] == [2 * counted[0], 4 * counted[0]]
+    # none is longer than a side of the largest grid
+    assert counted[0] <= 16 * len(scans)
+
+
+def test_adaptive_pooling_is_exact():
+    for sides in (1, 3, (2, 5)):
+        pool = nn.AdaptiveAvgPool2d(sides)
+        model = nn.Sequential(pool)
+        x = torch.randn(2, 3, 11, 17)
+        torch.testing.assert_close(modules._exact(model)(x), pool(x))
+
+
+def test_a_difference_is_seen():
+    what = tiny('vmamba')
+
+    def wrong(image):
+        with torch.no_grad():
+            maps = [t.numpy() for t in what.module(torch.from_numpy(image))]
+        maps[1][0, 0, 0, 0] += 1e-2 * np.abs(maps[1]).max()
+        return maps
+
+    (row,) = checking.check(what, wrong, sizes=((64, 64),))
+    assert not row.passed
+    (row,) = checking.check(what, lambda image: [m * np.nan for m in wrong(image)], sizes=((64, 64),))
+    assert not row.passed
+
+
+def test_whole_detectors_are_refused():
+    model = nn.Module()
+    model.backbone, model.rpn_head = TINY['vmamba'](), nn.Identity()
+    with pytest.raises(ValueError, match='--what backbone'):
+        modules.exportable(model)

@@ -1,0 +1,113 @@
+"""Export a config's model, for every image size, and check the file against PyTorch; exit code 1 where they differ.
+
+The suffix of --out chooses: .onnx, or .pt2 for a program of torch.export (with --aot-inductor: compiled for this CPU).
+Files of whole models take RGB images in 0..255, files of backbones normalised ones.
+
+Examples:
+    python tools/export.py configs/upernet_vmamba_t.py CHECKPOINT --out upernet.onnx --check street.jpg
+    python tools/export.py configs/maskrcnn_vmamba_t.py CHECKPOINT --what backbone --out backbone.onnx
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from mmengine.registry import init_default_scope
+
+from mmvmamba.deploy import checking, exporting, modules
+from mmvmamba.engine import launch
+
+_SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', metavar='CONFIG', help='config file')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', nargs='?', help='checkpoint file (default: fresh weights)')
+    parser.add_argument('--out', required=True, type=Path, metavar='FILE', help='.onnx or .pt2')
+    parser.add_argument('--what', choices=('backbone', 'model'), default='model', help='(default: %(default)s)')
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument('--shape', type=int, nargs=2, metavar=('H', 'W'), help='one image of this size only')
+    sizes.add_argument('--dynamic', action='store_true', help='any number of images of any size (the default)')
+    parser.add_argument(
+        '--opset', type=int, default=exporting.DEFAULT_OPSET, help="version of ONNX's operators (default: %(default)s)"
+    )
+    parser.add_argument('--aot-inductor', action='store_true', help='compile the .pt2 for this CPU')
+    parser.add_argument('--check', type=Path, metavar='IMAGE', help='compare on this image (default: random numbers)')
+    launch.add_trust(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.out.suffix not in ('.onnx', '.pt2'):
+        parser.error(f'--out {arguments.out}: expected a file .onnx or .pt2')
+    if arguments.aot_inductor and arguments.out.suffix != '.pt2':
+        parser.error('--aot-inductor needs --out FILE.pt2')
+    return arguments
+
+
+def _exportable(arguments: argparse.Namespace) -> modules.Exportable:
+    cfg = launch.load_config(arguments.config)
+    scope = cfg.get('default_scope')
+    if scope not in _SCOPES:
+        raise ValueError(f'default_scope={scope!r} in {arguments.config}; expected one of {list(_SCOPES)}')
+    init_default_scope(scope)
+    model = modules.build(cfg, arguments.checkpoint, arguments.trust_checkpoint)
+    if not arguments.checkpoint:
+        print('No checkpoint: the weights are fresh, the file is good for trying out only')
+    return modules.exportable(model, arguments.what, (cfg.get('test_dataloader') or {}).get('dataset'))
+
+
+def _write(arguments: argparse.Namespace, what: modules.Exportable) -> str:
+    """Write the file; returns its kind, see `checking.runner`."""
+    shape = tuple(arguments.shape) if arguments.shape else None
+    if arguments.out.suffix == '.onnx':
+        exporting.to_onnx(what, arguments.out, shape, arguments.opset)
+        return 'onnx'
+    if arguments.aot_inductor:
+        exporting.to_package(what, arguments.out, shape)
+        return 'package'
+    exporting.to_program(what, arguments.out, shape)
+    return 'program'
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Export and check; returns the exit code."""
+    image = None
+    if arguments.check:
+        from PIL import Image
+
+        image = np.asarray(Image.open(arguments.check).convert('RGB'))
+    what = _exportable(arguments)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    kind = _write(arguments, what)
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in what.module.state_dict().values())
+    size = os.path.getsize(arguments.out)
+    print(
+        f'{arguments.out}: {size / 1e6:.1f} MB ({size / weights:.2f} of the weights), outputs '
+        f'{", ".join(what.outputs)}, exported in {time.perf_counter() - start:.0f} s'
+    )
+    sizes = [tuple(arguments.shape)] if arguments.shape else checking.SIZES
+    rows = checking.check(what, checking.runner(arguments.out, kind), sizes, image)
+    for row in rows:
+        print(
+            f'{row.size[0]:>5} x {row.size[1]:<5} largest difference {row.difference:.1e} (allowed {row.allowed:.0e})  '
+            f'{row.seconds * 1e3:8.0f} ms, PyTorch {row.torch_seconds * 1e3:.0f} ms'
+        )
+    wrong = [row for row in rows if not row.passed]
+    if wrong:
+        print(f'export.py: {arguments.out} does not compute what the model does; do not use it', file=sys.stderr)
+    return int(bool(wrong))
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        return export(parse_arguments(argv))
+    except (FileNotFoundError, ValueError, RuntimeError) as error:
+        print(f'export.py: {error}', file=sys.stderr)
+        return 2
+
+
+if __name__ == '__main__':
+    sys.exit(main())

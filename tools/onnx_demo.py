@@ -1,0 +1,125 @@
+"""Run a file of tools/export.py on an image and draw what it says: no PyTorch, only onnxruntime, numpy and Pillow.
+
+Classifiers: the five likeliest classes. Segmentors: classes over the image. Backbones: how strong each map is where.
+
+Example:
+    python tools/onnx_demo.py street.jpg upernet.onnx --out street_classes.png
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageDraw
+
+_SIDES = {'classifier': 224, 'segmentor': 512, 'backbone': 512}
+_MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of what a backbone alone is given: ImageNet's
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('image', metavar='IMAGE', type=Path, help='image file')
+    parser.add_argument('model', metavar='MODEL', type=Path, help='.onnx file of tools/export.py')
+    parser.add_argument('--out', type=Path, metavar='FILE', help='picture (default: IMAGE_onnx.png in this folder)')
+    parser.add_argument('--side', type=int, help='pixels of the shorter side (default: 224 for classifiers, else 512)')
+    return parser.parse_args(argv)
+
+
+def _read(path: Path, side: int) -> Image.Image:
+    image = Image.open(path).convert('RGB')
+    factor = side / min(image.size)
+    return image.resize([max(side, round(length * factor)) for length in image.size], Image.Resampling.BILINEAR)
+
+
+def _session(path: Path):
+    """The session and what the file says of itself."""
+    if not path.is_file():
+        raise FileNotFoundError(f'model {path} does not exist')
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    known = session.get_modelmeta().custom_metadata_map
+    facts = {key.removeprefix('mmvmamba.'): value for key, value in known.items() if key.startswith('mmvmamba.')}
+    if facts.get('task') not in _SIDES:
+        raise ValueError(f'{path} does not say what it is; expected a file written by tools/export.py')
+    return session, facts
+
+
+def _tensor(image: Image.Image, facts: dict[str, str]) -> np.ndarray:
+    """`(1, 3, H, W)`, float32."""
+    pixels = np.asarray(image, dtype=np.float32)
+    if facts['input'] == 'normalised':
+        pixels = (pixels - np.float32(_MEAN)) / np.float32(_STD)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+
+
+def _draw_classes(image: Image.Image, probabilities: np.ndarray, facts: dict[str, str]) -> Image.Image:
+    names = json.loads(facts.get('classes', '[]'))
+    best = np.argsort(-probabilities[0])[:5]
+    lines = [f'{names[i] if i < len(names) else f"class {i}"}: {probabilities[0, i]:.3f}' for i in best]
+    print('\n'.join(lines))
+    ImageDraw.Draw(image).multiline_text((5, 5), '\n'.join(lines), fill='white', stroke_fill='black', stroke_width=2)
+    return image
+
+
+def _draw_class_map(image: Image.Image, class_map: np.ndarray, facts: dict[str, str]) -> Image.Image:
+    names, palette = (json.loads(facts.get(key, '[]')) for key in ('classes', 'palette'))
+    present, counts = np.unique(class_map[0], return_counts=True)
+    missing = np.random.default_rng(0).integers(0, 256, (int(present.max()) + 1, 3))  # colours of classes without one
+    missing[: len(palette)] = np.array(palette[: len(missing)], dtype=int).reshape(-1, 3)
+    colours = missing.astype(np.uint8)
+    picture = Image.blend(image, Image.fromarray(colours[class_map[0]]), 0.5)
+    draw = ImageDraw.Draw(picture)
+    order = np.argsort(-counts)
+    for line, i in enumerate(order[:10]):
+        label = int(present[i])
+        text = f'{names[label] if label < len(names) else f"class {label}"} {counts[i] / class_map[0].size:.0%}'
+        print(text)
+        draw.rectangle((5, 5 + 14 * line, 15, 15 + 14 * line), fill=tuple(map(int, colours[label])), outline='white')
+        draw.text((20, 4 + 14 * line), text, fill='white', stroke_fill='black', stroke_width=1)
+    return picture
+
+
+def _draw_maps(image: Image.Image, maps: list[np.ndarray]) -> Image.Image:
+    """The image and, beside it, the norm of every map over its channels."""
+    pictures = [image]
+    for values in maps:
+        strength = np.linalg.norm(values[0], axis=0)
+        grey = 255 * (strength - strength.min()) / max(float(np.ptp(strength)), 1e-12)
+        pictures.append(Image.fromarray(grey.astype(np.uint8)).resize(image.size, Image.Resampling.NEAREST))
+        print(f'map of {values.shape[1]} channels, {values.shape[2]} x {values.shape[3]}')
+    wide = Image.new('RGB', (image.width * len(pictures), image.height))
+    for i, picture in enumerate(pictures):
+        wide.paste(picture.convert('RGB'), (i * image.width, 0))
+    return wide
+
+
+def run(arguments: argparse.Namespace) -> Path:
+    """Draw; returns where the picture is."""
+    session, facts = _session(arguments.model)
+    image = _read(arguments.image, arguments.side or _SIDES[facts['task']])
+    outputs = session.run(None, {session.get_inputs()[0].name: _tensor(image, facts)})
+    if facts['task'] == 'classifier':
+        picture = _draw_classes(image, outputs[0], facts)
+    elif facts['task'] == 'segmentor':
+        picture = _draw_class_map(image, outputs[0], facts)
+    else:
+        picture = _draw_maps(image, outputs)
+    path = arguments.out or Path(f'{arguments.image.stem}_onnx.png')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    return path
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        print(f'Picture: {run(parse_arguments(argv))}')
+    except (OSError, ValueError) as error:
+        print(f'onnx_demo.py: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
