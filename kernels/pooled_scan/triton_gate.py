@@ -144,12 +144,15 @@ def _ways_of(ways, c: tl.constexpr, o_d, m_d, D: tl.constexpr, KS: tl.constexpr,
 
 @triton.jit
 def _open_norm(p_weight, p_bias, o_d, m_d, TILES: tl.constexpr, KEEP: tl.constexpr):
-    """As `_open_ways`, for `_norm_of`; nothing is read where there is no norm."""
-    kept = ()
-    if KEEP and p_weight is not None:
-        for c in tl.static_range(TILES):
-            kept = kept + (read_norm(p_weight, p_bias, o_d[c], m_d[c]),)
-    return p_weight, p_bias, kept
+    """As `_open_ways`, for `_norm_of`; nothing where there is no norm: Triton 3.6 cannot return None in a tuple."""
+    norm = ()
+    if p_weight is not None:
+        kept = ()
+        if KEEP:
+            for c in tl.static_range(TILES):
+                kept = kept + (read_norm(p_weight, p_bias, o_d[c], m_d[c]),)
+        norm = (p_weight, p_bias, kept)
+    return norm
 
 
 @triton.jit
@@ -272,14 +275,14 @@ def _write_gated(
     BD: tl.constexpr,
 ):
     """`y = (weight * normalised tile + bias) * silu(z)`, without a norm `tile * silu(z)`."""
-    if norm[0] is not None:
+    if len(norm) > 0:
         tiles, _mean, _scale = _normalise(tiles, m_d, eps, D, TILES, U, BD)
     _, _, pixels = locate(t0, grid, U)
     m_t = t0 + tl.arange(0, U) < end
     for c in tl.static_range(TILES):
         z = read_tile(p_xz + D, t0, end, grid, o_d[c], m_d[c], 2 * D, U)  # (U, BD)
         tile = tiles[c]
-        if norm[0] is not None:
+        if len(norm) > 0:
             weight, bias = _norm_of(norm, c, o_d, m_d, KEEP)  # (BD,) each
             tile = tile * weight[None, :] + bias[None, :]
         y = (tile * silu(z)).to(p_y.dtype.element_ty)

@@ -29,7 +29,8 @@ class Pointers(NamedTuple):
         p_bias, p_skip: the walk's channels.
         o_k: the walk's first channel, where its weights begin.
         p_tiles, p_tile_sums: of the walk's first tile.
-        p_states, p_adjoints: of the chunk.
+        p_states, p_adjoints: of the chunk. What a kernel is called without is here `tiles` and not read: Triton 3.6
+            cannot return None in a tuple.
         p_dx, p_dprojected, p_dsteps, p_dA: gradients; `dsteps` of ready time steps, or the chunk's of weights.
     """
 
@@ -74,8 +75,8 @@ def _hidden(p, nothing, SPEC: tl.constexpr):
         p_skip=p.p_skip + nothing,
         o_k=p.o_k + nothing,
         p_tiles=p.p_tiles,
-        p_tile_sums=p.p_tile_sums + nothing if SPEC.CHUNKED else p.p_tile_sums,
-        p_states=p.p_states + nothing if SPEC.CHUNKED else p.p_states,
+        p_tile_sums=p.p_tile_sums + nothing,
+        p_states=p.p_states + nothing,
         p_adjoints=p.p_adjoints + nothing,
         p_dx=p.p_dx + nothing,
         p_dprojected=p.p_dprojected + nothing,
@@ -315,9 +316,9 @@ def chunk_scan_bwd(
         p_skip=p_skip + at.o_kd,
         o_k=at.i_k * D,
         p_tiles=p_tiles + at.tile * (N * D) + at.o_d,
-        p_tile_sums=p_tile_sums + at.tile * D + at.o_d if SPEC.CHUNKED else p_tile_sums,
-        p_states=p_states + o_state if SPEC.CHUNKED else p_states,
-        p_adjoints=p_adjoints + o_state if SPEC.CHUNKED or SPEC.MANY else p_adjoints,
+        p_tile_sums=p_tile_sums + at.tile * D + at.o_d if SPEC.CHUNKED else p_tiles,
+        p_states=p_states + o_state if SPEC.CHUNKED else p_tiles,
+        p_adjoints=p_adjoints + o_state if SPEC.CHUNKED or SPEC.MANY else p_tiles,
         p_dx=p_dx + at.o_x if SPEC.GROUPED else p_dx + at.i_k.to(tl.int64) * B * (H * W) * D + at.o_x,
         p_dprojected=p_dprojected
         + ((at.i_d.to(tl.int64) * B * (H * W) + at.pixel) * SPEC.K + at.i_k) * SPEC.COLUMNS_OF_WALK,

@@ -19,7 +19,7 @@ def _enter_chunk(h, A, i_chunk, i_n, o_d, p_sums, p_states, D: tl.constexpr, N: 
 def _lane(p_A, K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, BD: tl.constexpr):
     """State, walk, image and channels of a program, and A `(BD,)`."""
     i = tl.program_id(0)
-    BLOCKS: tl.constexpr = tl.cdiv(D, BD)
+    BLOCKS: tl.constexpr = (D + BD - 1) // BD  # of Triton 3.6's `cdiv` no product could be taken
     o_d = i % BLOCKS * BD + tl.arange(0, BD)
     i_k = i // BLOCKS % K
     i_n = i // (BLOCKS * K) % N
