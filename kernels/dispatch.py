@@ -56,14 +56,23 @@ class Operator:
         _operators[name] = self
 
     def load(self, backend: str):
-        """Import and return the module that implements `backend`."""
+        """Import and return the module that implements `backend`.
+
+        Raises:
+            BackendUnavailableError: the operator has none, `decomposed` included.
+        """
+        if backend not in self._modules:
+            raise BackendUnavailableError(self._missing(backend))
         return importlib.import_module(f'.{self._modules[backend]}', self._package)
 
     def why_not(self, backend: str, device_type: str, dtype: torch.dtype = torch.float32) -> str | None:
         """Say why `backend` cannot run this operator on tensors of this kind, or None if it can."""
         if backend not in self._modules:
-            return f'{self.name} has no {backend} implementation in this version'
+            return self._missing(backend)
         return _why_not(backend, device_type, dtype)
+
+    def _missing(self, backend: str) -> str:
+        return f'{self.name} has no {backend} implementation in this version'
 
 
 def _why_not(backend: str, device_type: str, dtype: torch.dtype) -> str | None:

@@ -4,7 +4,7 @@ import interpreter
 import pytest
 import torch
 from mmvmamba.kernels import dispatch
-from mmvmamba.kernels.testing import TOLERANCE
+from mmvmamba.kernels.testing import TOLERANCE, assert_close, output_and_gradients
 
 INTERPRETED = interpreter.interpreted
 DEVICE = 'cpu' if INTERPRETED else 'cuda'
@@ -24,3 +24,28 @@ MARKS = [
 def triton_of_the_kernels():
     """The package triton; a test is skipped where it is missing, or older than the kernels need."""
     return pytest.importorskip('triton', minversion='.'.join(map(str, dispatch.OLDEST_TRITON)))
+
+
+def check(function, arguments, tolerance, **options):
+    """Output and every gradient against the reference in float64, on the same rounded inputs."""
+    y, grads = output_and_gradients(function, arguments, backend='triton', **options)
+    exact = {k: None if v is None else v.double() for k, v in arguments.items()}
+    expected, expected_grads = output_and_gradients(function, exact, backend='reference', **options)
+    assert y.dtype == torch.float32
+    assert_close('y', y, expected, tolerance)
+    for name, grad in grads.items():
+        assert grad.dtype == arguments[name].dtype
+        assert_close(name, grad, expected_grads[name], tolerance)
+    return y, grads
+
+
+def check_like_input(function, arguments, tolerance, **options):
+    """As `check`, for operators whose result has the input's dtype, against PyTorch in float64."""
+    y, grads = output_and_gradients(function, arguments, backend='triton', **options)
+    exact = {k: None if v is None else v.double() for k, v in arguments.items()}
+    expected, expected_grads = output_and_gradients(function, exact, backend='reference', **options)
+    assert y.dtype == arguments['x'].dtype
+    assert_close('y', y, expected, tolerance)
+    for name, grad in grads.items():
+        assert grad.dtype == arguments[name].dtype
+        assert_close(name, grad, expected_grads[name], 2 * tolerance)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from mmvmamba.kernels import BACKENDS
 
-from mmvmamba.analysis import benchmark, classifier_benchmark, kernel_benchmark, tables, traffic
+from mmvmamba.analysis import benchmark, classifier_benchmark, kernel_benchmark, operator_benchmark, tables, traffic
 from mmvmamba.analysis.record import result_of_tests
 from mmvmamba.analysis.timing import machine
 from mmvmamba.models.backbones.fastvim import ARCHS as FASTVIMS
@@ -22,6 +22,7 @@ from mmvmamba.models.backbones.vmamba import ARCHS as VMAMBAS
 
 _MODULES = {
     'kernels': kernel_benchmark,
+    'operators': operator_benchmark,
     'traffic': traffic,
     **dict.fromkeys(('scale', 'routes', 'ssm_init'), classifier_benchmark),
 }
@@ -58,6 +59,14 @@ def _add_kernels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--no-compile', action='store_false', dest='compiled', help='leave torch.compile of the unfused pipeline out'
     )
+
+
+def _add_operators(parser: argparse.ArgumentParser) -> None:
+    cases = list(operator_benchmark.CASES)
+    parser.add_argument('--names', nargs='+', choices=cases, default=cases, help='(default: all)')
+    for name, default in (('batch', 1), ('side', 56), ('channels', 96)):
+        parser.add_argument(f'--{name}', type=int, default=default, help='(default: %(default)s)')
+    parser.add_argument('--dtype', choices=kernel_benchmark.DTYPES, default='fp32', help='(default: %(default)s)')
 
 
 def _add_cpu(parser: argparse.ArgumentParser) -> None:
@@ -133,6 +142,7 @@ def _add_traffic(parser: argparse.ArgumentParser) -> None:
 
 _COMMANDS = {
     'kernels': ('ss2d_norm on every backend that can run here, beside what it replaces', _add_kernels),
+    'operators': ('every operator on every backend, forward and with gradients', _add_operators),
     'cpu': ('VMamba-T on the CPU beside Swin-T and without its scans', _add_cpu),
     'scaling': ('time and memory over image sizes, with a plot', _add_scaling),
     'model': ("configs' backbones beside Swin-T, ResNet-50 and ConvNeXt-T, with a plot", _add_model),

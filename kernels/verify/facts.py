@@ -35,7 +35,7 @@ def facts(operator: str, direction: str, arguments: tuple) -> tuple:
     else:
         (batch, channels, width), height = shape, 1
     length = height * width
-    walks = 4
+    walks = 1
     if operator == 'pooled_scan':
         walks, channels = 2, channels // 2
         if options[1] is not None:
@@ -43,7 +43,7 @@ def facts(operator: str, direction: str, arguments: tuple) -> tuple:
     elif operator == 'selective_scan':
         walks = tensors[3].shape[1]
         channels //= walks
-    elif operator != 'depthwise_conv_silu':
+    elif operator in ('ss2d', 'ss2d_norm'):
         walks = tensors[1].shape[0]
     device = tensors[0].device
     programs = [max(1, batch * walks * -(-channels // block)) for block in _BLOCKS]

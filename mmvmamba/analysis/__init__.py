@@ -1,1 +1,1 @@
-"""Measuring and looking at models: functions that the command lines in tools/ call."""
+"""Measuring and looking at models: functions that the command lines in tools/ call. Pictures: `drawing` alone."""

@@ -1,9 +1,7 @@
 """What SS2D attends to: how much every patch contributes to a query patch, exactly, per route and summed."""
 
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -109,47 +107,3 @@ def layer_input(backbone: nn.Module, stage: int, block: int, image: torch.Tensor
     finally:
         handle.remove()
     return op, caught[0]
-
-
-def draw(found: Contributions, image: np.ndarray, query: tuple[int, int], path: Path) -> None:
-    """Save an overlay per route and summed: the plain products above, the decay-weighted contributions below.
-
-    Colours are square roots, so that weak ones show too, of the largest in the same four routes, or in the same sum.
-    The query's own contribution, which outshines all others, is left out of that. What contributes nothing is the bare
-    image.
-
-    Args:
-        found: of one query.
-        image: `(H, W, 3)`, RGB, 0 to 255.
-        query: row and column of the patch.
-        path: picture to write.
-    """
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-
-    weighted = (found.weights * found.values).abs().sum(3)
-    rows = {'C·B alone': found.products.abs(), 'contribution, with decay': weighted}
-    titles = [*found.routes, 'sum of the routes']
-    height, width = image.shape[:2]
-    patch = height / weighted.shape[1], width / weighted.shape[2]
-    grey = np.repeat(image.mean(2, keepdims=True), 3, 2) / 255
-    figure = Figure(figsize=(15, 2 * 2.9 * height / width + 0.9), layout='constrained')
-    for axes, (label, maps) in zip(figure.subplots(2, 5), rows.items(), strict=True):
-        others = maps.clone()
-        others[:, query[0], query[1]] = 0
-        largest = [others.max().item()] * 4 + [others.sum(0).max().item()]
-        axes[0].set_ylabel(label)
-        for axis, title, values, top in zip(axes, titles, [*maps, maps.sum(0)], largest, strict=True):
-            strength = np.sqrt((values.numpy() / (top or 1)).clip(0, 1))
-            axis.imshow(grey)
-            axis.imshow(
-                colormaps['plasma'](strength),
-                alpha=0.85 * strength,
-                extent=(0, width, height, 0),
-                interpolation='nearest',
-            )
-            axis.plot((query[1] + 0.5) * patch[1], (query[0] + 0.5) * patch[0], 'w*', markersize=12, mec='k')
-            axis.set(xticks=[], yticks=[])
-            axis.set_title(title, fontsize=11)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)

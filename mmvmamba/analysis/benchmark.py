@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from mmvmamba.models import FastVim, VMamba
 from mmvmamba.models.layers import ss2d as ss2d_layer
 
+from . import drawing
 from .memory import peak_memory
 from .timing import Times, failures, interleaved
 
@@ -148,7 +149,7 @@ def scaling(repeat: int, sides: list[int], plot: Path) -> list[dict]:
                         'peak MiB': f'{memory / 2**20:.0f}',
                     }
                 )
-    _plot_scaling(sides, curves, plot, f'CPU, {torch.get_num_threads()} threads, batch 1, float32, evaluation')
+    drawing.scaling(sides, curves, plot, f'CPU, {torch.get_num_threads()} threads, batch 1, float32, evaluation')
     return rows
 
 
@@ -194,7 +195,7 @@ def model(
                 curves[row['backbone']][0].append(1 / speed if speed else math.nan)
                 curves[row['backbone']][1].append(memory)
         title = f'{device}, batch {batch}, {rows[0]["mode"]}, {rows[0]["dtype"]}'
-        _plot_scaling(sides, curves, plot, title)
+        drawing.scaling(sides, curves, plot, title)
     return rows
 
 
@@ -328,35 +329,5 @@ def pooled(repeat: int, sides: list[int], backend: str, archs: list[str], amp: b
             row = {'FastVim': arch, 'side': side} | {f'{name} s': f'{seconds[name]:.4f}' for name in kinds}
             note = '; '.join(f'{name}: {t}' for name, t in times.items() if isinstance(t, str))
             rows.append(row | {'pool=None / pooled': f'{ratios[arch][-1]:.2f}', 'note': note})
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 3.6), layout='constrained')
-    axis = figure.subplots()
-    for arch, values in ratios.items():
-        axis.plot(sides, values, marker='o', label=arch)
-    axis.set(xlabel='pixels a side', ylabel='times faster than pool=None', ylim=(0, None))
-    axis.set_title(f'FastVim, {backend} backend, {device}, batch 1', fontsize=10)
-    axis.legend()
-    axis.grid(alpha=0.3)
-    plot.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(plot, dpi=110)
+    drawing.speedups(sides, ratios, plot, f'FastVim, {backend} backend, {device}, batch 1')
     return rows
-
-
-def _plot_scaling(sides, curves, path: Path, title: str) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout='constrained')
-    axes = figure.subplots(1, 2)
-    pixels = [side**2 / 1e6 for side in sides]
-    for axis, index, label in zip(
-        axes, (0, 1), ('seconds per image', 'peak memory above the weights, MiB'), strict=True
-    ):
-        for name, values in curves.items():
-            axis.plot(pixels, values[index], marker='o', label=name)
-        axis.set(xlabel='megapixels', ylabel=label, ylim=(0, None), xlim=(0, None))
-        axis.grid(alpha=0.3)
-    axes[0].legend()
-    figure.suptitle(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mmvmamba.models import VMamba
 
-from . import published
+from . import drawing, published
 from .benchmark import measured
 from .flops import complexity
 from .timing import Times
@@ -180,7 +180,8 @@ def scale(
         for name, figures in _figures(models, side, batch, repeat, training, amp).items():
             known = theirs.row(model=wanted[name][1] if name in wanted else name, size=side)
             rows.append({'side': side, 'model': name} | figures | _beside(known, theirs))
-    _plot(rows, theirs, plot, batch)
+    device = 'GPU' if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads'
+    drawing.classifiers(rows, theirs, plot, f'{device}, batch {batch}')
     return rows
 
 
@@ -235,30 +236,3 @@ def ssm_init(side: int, batch: int, repeat: int) -> list[dict]:
     """VMamba-T with every initialisation of its scans, beside the paper's rows; arguments as of `routes`."""
     variants = [{'ssm_init': row['ssm_init']} for row in published.table('ssm_init').rows]
     return _ablation('ssm_init', variants, side, batch, repeat)
-
-
-def _plot(rows: list[dict], table: published.Table, path: Path, batch: int) -> None:
-    """Throughput here and as published, and GFLOPs, over sizes."""
-    from matplotlib.figure import Figure
-
-    device = 'GPU' if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads'
-    speed = next(key for key in rows[0] if key.startswith('published images/s'))
-    panels = {
-        'images/s': f'images/s here ({device}, batch {batch})',
-        speed: f'images/s published ({table.device}, batch {table.batch})',
-        'GFLOPs': 'GFLOPs',
-    }
-    figure = Figure(figsize=(13, 4), layout='constrained')
-    names = list(dict.fromkeys(row['model'] for row in rows))
-    for axis, (key, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        for number, name in enumerate(names):
-            points = [(row['side'], float(row[key])) for row in rows if row['model'] == name and row[key] != '']
-            if points:
-                style = dict(linestyle='--', marker='x') if key == speed else dict(marker='o')
-                axis.plot(*zip(*points, strict=True), color=f'C{number}', label=name, **style)
-        axis.set(xlabel='pixels a side', yscale='log')
-        axis.set_title(title, fontsize=10)
-        axis.grid(alpha=0.3, which='both')
-    figure.axes[0].legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmvmamba.analysis import receptive_field
+from mmvmamba.analysis import drawing, receptive_field
 from mmvmamba.analysis.benchmark import resnet50
 from mmvmamba.models import VMamba
 
@@ -38,5 +38,5 @@ def test_no_images():
 
 def test_pictures_are_written(tmp_path):
     fields = {'a': torch.rand(8, 8).numpy(), 'b': torch.zeros(8, 8).numpy()}
-    receptive_field.draw(fields, tmp_path / 'sub/erf.png')
+    drawing.receptive_fields(fields, tmp_path / 'sub/erf.png')
     assert (tmp_path / 'sub/erf.png').stat().st_size > 5000

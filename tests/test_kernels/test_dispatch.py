@@ -45,7 +45,9 @@ def test_auto_never_takes_the_reference(monkeypatch):
     assert dispatch.choose('ss2d', 'auto', 'cpu') in ('cpu', 'torch')
 
 
-@pytest.mark.parametrize('operator', ['selective_scan', 'ss2d', 'pooled_scan', 'depthwise_conv_silu'])
+@pytest.mark.parametrize(
+    'operator', [name for name, found in dispatch._operators.items() if 'triton' in found._modules]
+)
 def test_on_a_gpu_auto_leaves_it_to_each_variant(operator, monkeypatch, caplog):
     pytest.importorskip('triton', minversion=OLDEST)
     monkeypatch.delenv('MMVMAMBA_BACKEND', raising=False)
@@ -128,3 +130,10 @@ def test_an_old_triton_is_named(monkeypatch):
     monkeypatch.setattr(triton, '__version__', '3.0.0')
     with pytest.raises(BackendUnavailableError, match=r'triton 3\.0\.0 is too old; expected 3\.6 or newer'):
         selective_scan(**scan_inputs(), backend='triton')
+
+
+@pytest.mark.parametrize('operator', dispatch._operators.values(), ids=lambda operator: operator.name)
+def test_a_missing_implementation_is_named(operator, monkeypatch):
+    monkeypatch.setattr(operator, '_modules', {})
+    with pytest.raises(BackendUnavailableError, match=f'{operator.name} has no decomposed implementation'):
+        operator.load(dispatch.DECOMPOSED)

@@ -463,6 +463,12 @@ def calls(operator, size, dtype):
     return [call._replace(direction=way) for call in forward for way in ('forward', 'backward')]
 
 
+def test_every_operator_with_kernels_can_be_verified():
+    """One that `probe.LAYOUTS` lacks would fail at its first call on a GPU."""
+    with_kernels = {name for name, op in registration.operators.items() if 'triton' in op._implementations._modules}
+    assert with_kernels == set(probe.LAYOUTS)
+
+
 @pytest.mark.parametrize('operator', probe.LAYOUTS)
 def test_equal_facts_are_equal_variants(operator, able):
     """What tells calls apart in microseconds may not overlook what is compiled in."""

@@ -13,7 +13,7 @@ from mmvmamba.kernels.testing import (
     scan_inputs,
     ss2d_inputs,
 )
-from triton_runs import DEVICE, FLOAT32, INTERPRETED, MARKS, TOLERANCES
+from triton_runs import DEVICE, FLOAT32, INTERPRETED, MARKS, TOLERANCES, check, check_like_input
 
 scan = pytest.importorskip('mmvmamba.kernels.shared_triton.scan')
 launch = pytest.importorskip('mmvmamba.kernels.shared_triton.launch')
@@ -30,19 +30,6 @@ def chunked(request, monkeypatch):
         programs = 1 << 30 if request.param == 'chunked' else 0
         monkeypatch.setattr(scan, 'PROGRAMS_PER_MULTIPROCESSOR', programs)
         monkeypatch.setattr(scan, 'SHORTEST_CHUNK', 16)
-
-
-def check(function, arguments, tolerance, **options):
-    """Output and every gradient against the reference in float64, on the same rounded inputs."""
-    y, grads = output_and_gradients(function, arguments, backend='triton', **options)
-    exact = {k: None if v is None else v.double() for k, v in arguments.items()}
-    expected, expected_grads = output_and_gradients(function, exact, backend='reference', **options)
-    assert y.dtype == torch.float32
-    assert_close('y', y, expected, tolerance)
-    for name, grad in grads.items():
-        assert grad.dtype == arguments[name].dtype
-        assert_close(name, grad, expected_grads[name], tolerance)
-    return y, grads
 
 
 SS2D = {
@@ -220,18 +207,6 @@ def norm_inputs(gated, dtype=torch.float32, **sizes):
     if gated:
         arguments['gate'] = torch.randn(arguments['x'].shape, device=DEVICE).to(dtype)
     return arguments
-
-
-def check_like_input(function, arguments, tolerance, **options):
-    """As `check`, for operators whose result has the input's dtype, against PyTorch in float64."""
-    y, grads = output_and_gradients(function, arguments, backend='triton', **options)
-    exact = {k: None if v is None else v.double() for k, v in arguments.items()}
-    expected, expected_grads = output_and_gradients(function, exact, backend='reference', **options)
-    assert y.dtype == arguments['x'].dtype
-    assert_close('y', y, expected, tolerance)
-    for name, grad in grads.items():
-        assert grad.dtype == arguments[name].dtype
-        assert_close(name, grad, expected_grads[name], 2 * tolerance)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -9,8 +9,15 @@ import pytest
 from tool_runs import ROOT
 from triton_runs import triton_of_the_kernels
 
-TOOLS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'tools').rglob('*.py'))
-READ_CHECKPOINTS = ('train', 'test', 'image_demo', 'convert_checkpoint', 'erf', 'activation_map', 'resolution')
+TOOLS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / 'tools').rglob('*.py')
+    if "__name__ == '__main__'" in path.read_text()
+)
+READ_CHECKPOINTS = (
+    *('train', 'test', 'image_demo', 'convert_checkpoint', 'export'),
+    *('erf', 'activation_map', 'mae_pictures', 'resolution'),
+)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 
 from mmvmamba import checkpoints
-from mmvmamba.analysis import activation
+from mmvmamba.analysis import activation, drawing
 from mmvmamba.datasets.images import read_image
 from mmvmamba.engine import launch
 
@@ -55,7 +55,7 @@ def draw(arguments: argparse.Namespace) -> None:
     pixels = ((torch.from_numpy(image.copy()) - mean) / std).permute(2, 0, 1)[None].float()
     op, x = activation.layer_input(backbone, arguments.stage, arguments.block, pixels)
     column, row = (min(int(v * n), n - 1) for v, n in zip(arguments.query, (x.shape[1], x.shape[0]), strict=True))
-    activation.draw(activation.contributions(op, x, (row, column)), image, (row, column), arguments.out)
+    drawing.contributions(activation.contributions(op, x, (row, column)), image, (row, column), arguments.out)
 
 
 if __name__ == '__main__':

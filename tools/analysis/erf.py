@@ -14,7 +14,7 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 
 from mmvmamba import checkpoints
-from mmvmamba.analysis import benchmark, receptive_field
+from mmvmamba.analysis import benchmark, drawing, receptive_field
 from mmvmamba.engine import launch
 
 YARDSTICKS = {'resnet50': benchmark.resnet50, 'swin_t': benchmark.swin_t}
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     except (FileNotFoundError, ImportError, ValueError) as error:
         print(f'erf.py: {error}', file=sys.stderr)
         return 2
-    receptive_field.draw(fields, arguments.out)
+    drawing.receptive_fields(fields, arguments.out)
     print(f'picture: {arguments.out}')
     return 0
 
