@@ -20,8 +20,6 @@ from mmengine.registry import init_default_scope
 from mmvmamba.deploy import checking, exporting, modules
 from mmvmamba.engine import launch
 
-_SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
-
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -48,10 +46,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def _exportable(arguments: argparse.Namespace) -> modules.Exportable:
     cfg = launch.load_config(arguments.config)
-    scope = cfg.get('default_scope')
-    if scope not in _SCOPES:
-        raise ValueError(f'default_scope={scope!r} in {arguments.config}; expected one of {list(_SCOPES)}')
-    init_default_scope(scope)
+    init_default_scope(launch.task_of(cfg))
     model = modules.build(cfg, arguments.checkpoint, arguments.trust_checkpoint)
     if not arguments.checkpoint:
         print('No checkpoint: the weights are fresh, the file is good for trying out only')
