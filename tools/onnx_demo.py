@@ -24,12 +24,20 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('image', metavar='IMAGE', type=Path, help='image file')
     parser.add_argument('model', metavar='MODEL', type=Path, help='.onnx file of tools/export.py')
     parser.add_argument('--out', type=Path, metavar='FILE', help='picture (default: IMAGE_onnx.png in this folder)')
-    parser.add_argument('--side', type=int, help='pixels of the shorter side (default: 224 for classifiers, else 512)')
+    parser.add_argument(
+        '--side',
+        type=int,
+        help='pixels of the shorter side (default: 224 for classifiers, else 512)',
+    )
     return parser.parse_args(argv)
 
 
-def _read(path: Path, side: int) -> Image.Image:
+def _read(path: Path, side: int, known: list) -> Image.Image:
+    """The image; `known` is the shape `(B, 3, H, W)` that the file takes, with numbers where it takes no other."""
     image = Image.open(path).convert('RGB')
+    height, width = known[2:]
+    if isinstance(height, int) and isinstance(width, int):
+        return image.resize((width, height), Image.Resampling.BILINEAR)
     factor = side / min(image.size)
     return image.resize([max(side, round(length * factor)) for length in image.size], Image.Resampling.BILINEAR)
 
@@ -98,8 +106,9 @@ def _draw_maps(image: Image.Image, maps: list[np.ndarray]) -> Image.Image:
 def run(arguments: argparse.Namespace) -> Path:
     """Draw; returns where the picture is."""
     session, facts = _session(arguments.model)
-    image = _read(arguments.image, arguments.side or _SIDES[facts['task']])
-    outputs = session.run(None, {session.get_inputs()[0].name: _tensor(image, facts)})
+    taken = session.get_inputs()[0]
+    image = _read(arguments.image, arguments.side or _SIDES[facts['task']], taken.shape)
+    outputs = session.run(None, {taken.name: _tensor(image, facts)})
     if facts['task'] == 'classifier':
         picture = _draw_classes(image, outputs[0], facts)
     elif facts['task'] == 'segmentor':
