@@ -77,7 +77,7 @@ def test_segmentor_from_config_to_picture(tmp_path, picture, capsys):
     assert 'each by itself' in said
     drawn = tmp_path / 'drawn.png'
     assert load_tool('onnx_demo').main([str(picture), str(out), '--side', '64', '--out', str(drawn)]) == 0
-    assert Image.open(drawn).size == (82, 64)
+    assert Image.open(drawn).size == (410, 320)  # 82 x 64, legible
     assert 'a ' in capsys.readouterr().out
 
 
@@ -90,7 +90,7 @@ def test_classifier(tmp_path, picture, capsys):
     assert list(image.shape) == [1, 3, 64, 80]
     capsys.readouterr()
     assert load_tool('onnx_demo').main([str(picture), str(out), '--out', str(tmp_path / 'drawn.png')]) == 0
-    assert Image.open(tmp_path / 'drawn.png').size == (80, 64)
+    assert Image.open(tmp_path / 'drawn.png').size == (400, 320)
     assert sum(line.startswith('class ') for line in capsys.readouterr().out.splitlines()) == 4
 
 
