@@ -14,7 +14,15 @@ from pathlib import Path
 import torch
 from mmvmamba.kernels import BACKENDS
 
-from mmvmamba.analysis import benchmark, classifier_benchmark, kernel_benchmark, operator_benchmark, tables, traffic
+from mmvmamba.analysis import (
+    benchmark,
+    classifier_benchmark,
+    export_benchmark,
+    kernel_benchmark,
+    operator_benchmark,
+    tables,
+    traffic,
+)
 from mmvmamba.analysis.record import result_of_tests
 from mmvmamba.analysis.timing import machine
 from mmvmamba.models.backbones.fastvim import ARCHS as FASTVIMS
@@ -24,6 +32,7 @@ _MODULES = {
     'kernels': kernel_benchmark,
     'operators': operator_benchmark,
     'traffic': traffic,
+    'export': export_benchmark,
     **dict.fromkeys(('scale', 'routes', 'ssm_init'), classifier_benchmark),
 }
 
@@ -123,6 +132,11 @@ def _add_pooled(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--backend', default='auto', help='of the scans (default: %(default)s)')
 
 
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    known = list(export_benchmark.BACKBONES)
+    parser.add_argument('--models', nargs='+', choices=known, default=known, help='(default: all)')
+
+
 def _add_traffic(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('operator', choices=traffic.GOALS, help='a forward pass in bf16')
     parser.add_argument('--arch', help='whose sizes (default: VMamba tiny_s1l8, FastVim tiny)')
@@ -154,6 +168,7 @@ _COMMANDS = {
     'ssm_init': ('VMamba-T with every initialisation of its scans beside published figures', _add_ablation),
     'profile': ('where the time of the backbones goes on the CPU', _add_profile),
     'pooled': ('FastVims beside pool=None, with a plot', _add_pooled),
+    'export': ('backbones in onnxruntime beside PyTorch on the CPU: exactness, size, time, memory', _add_export),
     'traffic': ("memory traffic of the Triton kernels, counted in Triton's interpreter", _add_traffic),
 }
 

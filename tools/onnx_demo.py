@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 _SIDES = {'classifier': 224, 'segmentor': 512, 'backbone': 512}
+_LEGIBLE = 320  # pixels of the shorter side of a picture with text
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of what a backbone alone is given: ImageNet's
 
 
@@ -24,12 +25,20 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('image', metavar='IMAGE', type=Path, help='image file')
     parser.add_argument('model', metavar='MODEL', type=Path, help='.onnx file of tools/export.py')
     parser.add_argument('--out', type=Path, metavar='FILE', help='picture (default: IMAGE_onnx.png in this folder)')
-    parser.add_argument('--side', type=int, help='pixels of the shorter side (default: 224 for classifiers, else 512)')
+    parser.add_argument(
+        '--side',
+        type=int,
+        help='pixels of the shorter side (default: 224 for classifiers, else 512)',
+    )
     return parser.parse_args(argv)
 
 
-def _read(path: Path, side: int) -> Image.Image:
+def _read(path: Path, side: int, known: list) -> Image.Image:
+    """The image; `known` is the shape `(B, 3, H, W)` that the file takes, with numbers where it takes no other."""
     image = Image.open(path).convert('RGB')
+    height, width = known[2:]
+    if isinstance(height, int) and isinstance(width, int):
+        return image.resize((width, height), Image.Resampling.BILINEAR)
     factor = side / min(image.size)
     return image.resize([max(side, round(length * factor)) for length in image.size], Image.Resampling.BILINEAR)
 
@@ -54,11 +63,17 @@ def _tensor(image: Image.Image, facts: dict[str, str]) -> np.ndarray:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
 
 
+def _legible(image: Image.Image) -> Image.Image:
+    """The image, enlarged by a whole number where text would cover it."""
+    return ImageOps.scale(image, -(-_LEGIBLE // min(image.size)), Image.Resampling.NEAREST)
+
+
 def _draw_classes(image: Image.Image, probabilities: np.ndarray, facts: dict[str, str]) -> Image.Image:
     names = json.loads(facts.get('classes', '[]'))
     best = np.argsort(-probabilities[0])[:5]
     lines = [f'{names[i] if i < len(names) else f"class {i}"}: {probabilities[0, i]:.3f}' for i in best]
     print('\n'.join(lines))
+    image = _legible(image)
     ImageDraw.Draw(image).multiline_text((5, 5), '\n'.join(lines), fill='white', stroke_fill='black', stroke_width=2)
     return image
 
@@ -69,7 +84,7 @@ def _draw_class_map(image: Image.Image, class_map: np.ndarray, facts: dict[str, 
     missing = np.random.default_rng(0).integers(0, 256, (int(present.max()) + 1, 3))  # colours of classes without one
     missing[: len(palette)] = np.array(palette[: len(missing)], dtype=int).reshape(-1, 3)
     colours = missing.astype(np.uint8)
-    picture = Image.blend(image, Image.fromarray(colours[class_map[0]]), 0.5)
+    picture = _legible(Image.blend(image, Image.fromarray(colours[class_map[0]]), 0.5))
     draw = ImageDraw.Draw(picture)
     order = np.argsort(-counts)
     for line, i in enumerate(order[:10]):
@@ -98,8 +113,9 @@ def _draw_maps(image: Image.Image, maps: list[np.ndarray]) -> Image.Image:
 def run(arguments: argparse.Namespace) -> Path:
     """Draw; returns where the picture is."""
     session, facts = _session(arguments.model)
-    image = _read(arguments.image, arguments.side or _SIDES[facts['task']])
-    outputs = session.run(None, {session.get_inputs()[0].name: _tensor(image, facts)})
+    taken = session.get_inputs()[0]
+    image = _read(arguments.image, arguments.side or _SIDES[facts['task']], taken.shape)
+    outputs = session.run(None, {taken.name: _tensor(image, facts)})
     if facts['task'] == 'classifier':
         picture = _draw_classes(image, outputs[0], facts)
     elif facts['task'] == 'segmentor':

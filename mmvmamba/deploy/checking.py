@@ -90,7 +90,7 @@ def _input(what, size, image) -> np.ndarray:
     if image is None:
         sample = torch.rand(1, 3, *size, generator=generator) * 255
     else:
-        sample = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
+        sample = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
         sample = F.interpolate(sample, size, mode='bilinear', antialias=True)
     return (sample if raw else (sample - 120) / 58).numpy()
 

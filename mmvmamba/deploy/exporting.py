@@ -9,6 +9,7 @@ import torch
 
 from mmvmamba.kernels import dispatch
 
+from . import alone
 from .modules import Exportable
 from .operators import Functions
 
@@ -22,7 +23,7 @@ OLDEST_TORCH = (2, 13)
 
 def to_onnx(
     what: Exportable, path: str | Path, shape: tuple[int, int] | None = None, opset: int = DEFAULT_OPSET
-) -> None:
+) -> float:
     """Write one ONNX file.
 
     Args:
@@ -30,6 +31,9 @@ def to_onnx(
         path: of the file.
         shape: (H, W) of the only size, of one image, that it shall take; None for any.
         opset: version of ONNX's operators.
+
+    Returns:
+        How much the worst of the file's operators, run alone by onnxruntime, differs from the reference.
 
     Raises:
         RuntimeError: this PyTorch is too old.
@@ -51,30 +55,42 @@ def to_onnx(
         _name_sizes(model)
     model.metadata_props.update({f'mmvmamba.{key}': value for key, value in what.facts.items()})
     exported.save(str(path))
+    return functions.difference()
 
 
-def to_program(what: Exportable, path: str | Path, shape: tuple[int, int] | None = None) -> None:
-    """Write a program for `torch.export.load`, of PyTorch's own operators; arguments as for `to_onnx`."""
-    torch.export.save(_traced(what, shape, opaque=False), str(path))
+def to_program(what: Exportable, path: str | Path, shape: tuple[int, int] | None = None) -> float:
+    """Write a program for `torch.export.load`, of PyTorch's own operators; arguments and result as of `to_onnx`."""
+    program = _traced(what, shape, opaque=False)
+    with _quiet():
+        torch.export.save(program, str(path))
+    return alone.decomposed(what.module, _sample(shape))
 
 
-def to_package(what: Exportable, path: str | Path, shape: tuple[int, int] | None = None) -> None:
-    """Compile by AOTInductor for this CPU; `torch._inductor.aoti_load_package` runs it. Arguments as for `to_onnx`."""
+def to_package(what: Exportable, path: str | Path, shape: tuple[int, int]) -> float:
+    """Compile by AOTInductor for this CPU; `torch._inductor.aoti_load_package` runs it.
+
+    Arguments and result as of `to_onnx`, but of one size: AOTInductor of PyTorch 2.13 stops at the sizes that are
+    computed from an image's (`KeyError: s6`).
+    """
     from torch._inductor import aoti_compile_and_package
 
     aoti_compile_and_package(_traced(what, shape, opaque=False), package_path=str(path))
+    return alone.decomposed(what.module, _sample(shape))
+
+
+def _sample(shape) -> torch.Tensor:
+    """An image to trace; zeros would do, but for operators that look at values."""
+    batch, *sides = TRACED if shape is None else (1, *shape)
+    return torch.rand(batch, 3, *sides, generator=torch.Generator().manual_seed(0))
 
 
 def _traced(what: Exportable, shape, opaque: bool) -> torch.export.ExportedProgram:
     if tuple(int(part) for part in torch.__version__.split('+')[0].split('.')[:2]) < OLDEST_TORCH:
         needed = '.'.join(map(str, OLDEST_TORCH))
         raise RuntimeError(f'export needs torch {needed} or newer, this is {torch.__version__}')
-    batch, *sides = TRACED if shape is None else (1, *shape)
     dynamic = None if shape else (dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO),)
-    # zeros would do, but for operators that look at values
-    image = torch.rand(batch, 3, *sides, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), dispatch.exporting(opaque), _quiet():
-        return torch.export.export(what.module.cpu(), (image,), dynamic_shapes=dynamic, strict=False)
+        return torch.export.export(what.module.cpu(), (_sample(shape),), dynamic_shapes=dynamic, strict=False)
 
 
 def _name_sizes(model) -> None:
@@ -93,7 +109,9 @@ def _name_sizes(model) -> None:
 @contextlib.contextmanager
 def _quiet():
     """Keep exporters' remarks on their own insides to themselves."""
-    loggers = [logging.getLogger(name) for name in ('torch.onnx', 'onnxscript', 'onnx_ir')]
+    loggers = [
+        logging.getLogger(name) for name in ('torch.onnx', 'onnxscript', 'onnx_ir', 'torch._export.serde.serialize')
+    ]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

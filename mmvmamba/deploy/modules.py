@@ -138,7 +138,8 @@ def _classes(dataset: dict | None) -> dict[str, str]:
         return {}
     while 'dataset' in dataset:  # wrappers
         dataset = dataset['dataset']
-    known = DATASETS.get(dataset['type']) if isinstance(dataset.get('type'), str) else dataset.get('type')
+    kind = dataset.get('type')
+    known = DATASETS.get(kind) if isinstance(kind, str) else kind
     meta = {**getattr(known, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
     return {key: json.dumps(meta[key]) for key in ('classes', 'palette') if isinstance(meta.get(key), (list, tuple))}
 

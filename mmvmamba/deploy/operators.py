@@ -4,11 +4,14 @@ A model's graph keeps them as single nodes until its end; that spares the export
 of sizes (most of the time that it takes), and the graph of a block is exported once, however deep the network is.
 """
 
+import functools
 import inspect
 
 import torch
 
 from mmvmamba.kernels import registration
+
+from . import alone
 
 DOMAIN = 'mmvmamba'
 _SAMPLE_SIZES = (5, 7, 11, 13, 17)  # of what is dynamic: no two alike and none 1, which exporters take for fixed
@@ -35,10 +38,37 @@ class Functions:
 
         if self._made:
             model.opset_imports[DOMAIN] = 1
-            for function in self._made.values():
+            for _, _, function in self._made.values():
                 model.functions[function.identifier()] = function
             common.InlinePass()(model)
             model.opset_imports.pop(DOMAIN, None)
+
+    def difference(self) -> float:
+        """See `alone.difference`: of each function, run by onnxruntime; after `add_to`."""
+        return alone.difference(
+            (operator, signature, functools.partial(self._run, function))
+            for operator, signature, function in self._made.values()
+        )
+
+    def _run(self, function, arguments) -> torch.Tensor:
+        """What onnxruntime makes of a function with these arguments."""
+        import onnx_ir
+        import onnxruntime
+        from onnx_ir.passes import common
+
+        tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
+        inputs = [onnx_ir.val(f'input{i}', onnx_ir.DataType.FLOAT, t.shape) for i, t in enumerate(tensors)]
+        node = onnx_ir.Node(DOMAIN, function.name, inputs, version=1)
+        node.outputs[0].name, node.outputs[0].type = 'output', onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
+        graph = onnx_ir.Graph(
+            inputs, node.outputs, nodes=[node], opset_imports={'': self._opset, DOMAIN: 1}, name=function.name
+        )
+        model = onnx_ir.Model(graph, ir_version=10, functions=[function.clone()])
+        common.InlinePass()(model)
+        model.opset_imports.pop(DOMAIN, None)
+        content = onnx_ir.to_proto(model).SerializeToString()
+        session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
+        return torch.from_numpy(session.run(None, {f'input{i}': t.numpy() for i, t in enumerate(tensors)})[0])
 
     def _translation(self, operator):
         names = [argument.name for argument in operator.op._schema.arguments]
@@ -65,12 +95,11 @@ class Functions:
         key = (operator.name, signature)
         if key not in self._made:
             name = f'{operator.name}_{len(self._made)}'
-            self._made[key] = _exported(operator, signature, name, self._opset)
-        return self._made[key]
+            self._made[key] = operator, signature, _exported(operator, signature, name, self._opset)
+        return self._made[key][2]
 
 
-def _signature(arguments) -> tuple:
-    """Arguments as ('tensor', dtype, sizes) or ('option', value); the n-th dynamic size is the text '?n'."""
+def _signature(arguments) -> alone.Signature:
     import onnx_ir
 
     known, signature = {}, []
@@ -83,9 +112,6 @@ def _signature(arguments) -> tuple:
         ]
         signature.append(('tensor', value.dtype.name.lower(), tuple(sizes)))
     return tuple(signature)
-
-
-_DTYPES = {'float': torch.float32, 'double': torch.float64, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 
 
 class _Alone(torch.nn.Module):
@@ -115,7 +141,7 @@ def _exported(operator, signature, name, opset):
     for _, dtype, sizes in (entry for entry in signature if entry[0] == 'tensor'):
         dynamic = {i: int(size[1:]) for i, size in enumerate(sizes) if isinstance(size, str)}
         concrete = [_SAMPLE_SIZES[dynamic[i]] if i in dynamic else size for i, size in enumerate(sizes)]
-        samples.append(torch.zeros(concrete, dtype=_DTYPES[dtype]))
+        samples.append(torch.zeros(concrete, dtype=alone.DTYPES[dtype]))
         shapes.append(dict.fromkeys(dynamic, torch.export.Dim.AUTO))
     module = _Alone(operator, signature)
     with torch.no_grad():

@@ -4,18 +4,18 @@ import numpy as np
 import onnx_ir
 import pytest
 import torch
+from mmvmamba.kernels.selective_scan import decomposed
 from torch import nn
 
-from mmvmamba.deploy import checking, exporting, modules
+from mmvmamba.deploy import alone, checking, exporting, modules
 from mmvmamba.models import FastVim, VMamba
 
 pytest.importorskip('onnxruntime')
 
 TINY = {
     'vmamba': lambda: VMamba(embed_dims=16, depths=(1, 1), out_indices=(0, 1)),
-    'vanilla': lambda: VMamba('tiny_v0', embed_dims=16, depths=(1, 1), d_state=3, out_indices=(0, 1)),
-    'fastvim': lambda: FastVim(embed_dims=16, depth=2, d_state=3, img_size=64, out_indices=(0, 1)),
-    'vim': lambda: FastVim(embed_dims=16, depth=1, d_state=3, img_size=64, out_indices=(0,), pool=None),
+    'vanilla': lambda: VMamba('tiny_v0', embed_dims=16, depths=(1,), d_state=3, out_indices=(0,)),
+    'fastvim': lambda: FastVim(embed_dims=16, depth=1, d_state=3, img_size=64, out_indices=(0,)),
 }
 
 
@@ -30,7 +30,7 @@ def tiny(name) -> modules.Exportable:
 def exported(request, tmp_path_factory):
     """A network and its ONNX file; an export takes seconds."""
     what, path = tiny(request.param), tmp_path_factory.mktemp('onnx') / f'{request.param}.onnx'
-    exporting.to_onnx(what, path)
+    assert exporting.to_onnx(what, path) < 1e-5
     return what, path
 
 
@@ -44,22 +44,13 @@ def test_onnx_at_any_size(exported):
     assert model.metadata_props['mmvmamba.task'] == 'backbone'
 
 
-@pytest.mark.parametrize('name', ['vmamba', 'fastvim'])
-def test_program_at_any_size(name, tmp_path):
-    what, path = tiny(name), tmp_path / 'model.pt2'
-    exporting.to_program(what, path)
+def test_program_at_any_size(tmp_path):
+    what, path = tiny('fastvim'), tmp_path / 'model.pt2'
+    assert exporting.to_program(what, path) < 1e-5
     operators = {str(node.target) for node in torch.export.load(path).graph.nodes}
     assert not any(operator.startswith('mmvmamba') for operator in operators)
     rows = checking.check(what, checking.runner(path, 'program'), sizes=((64, 64), (70, 90)))
     assert [row.size for row in rows if not row.passed] == []
-
-
-def test_one_size(tmp_path):
-    what, path = tiny('vmamba'), tmp_path / 'model.onnx'
-    exporting.to_onnx(what, path, shape=(64, 96))
-    assert list(onnx_ir.load(path).graph.inputs[0].shape) == [1, 3, 64, 96]
-    (row,) = checking.check(what, checking.runner(path, 'onnx'), sizes=((64, 96),))
-    assert row.passed
 
 
 def test_steps_grow_like_the_square_root_of_the_pixels(exported, tmp_path):
@@ -110,3 +101,11 @@ def test_whole_detectors_are_refused():
     model.backbone, model.rpn_head = TINY['vmamba'](), nn.Identity()
     with pytest.raises(ValueError, match='--what backbone'):
         modules.exportable(model)
+
+
+def test_a_wrong_operator_is_seen(monkeypatch):
+    """Chunks that all start from nothing, which the maps of a fresh network hardly show."""
+    image = torch.zeros(1, 3, 64, 64)
+    assert alone.decomposed(tiny('vmamba').module, image) < 1e-5
+    monkeypatch.setattr(decomposed, '_starts', lambda decay, ends: torch.zeros_like(ends))
+    assert alone.decomposed(tiny('vmamba').module, image) > 1e-2

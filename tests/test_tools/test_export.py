@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import numpy as np
+import onnx_ir
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
@@ -73,9 +74,10 @@ def test_segmentor_from_config_to_picture(tmp_path, picture, capsys):
     assert load_tool('export').main([config, checkpoint, '--out', str(out), '--check', str(picture)]) == 0
     said = capsys.readouterr().out
     assert '333 x 517' in said
+    assert 'each by itself' in said
     drawn = tmp_path / 'drawn.png'
     assert load_tool('onnx_demo').main([str(picture), str(out), '--side', '64', '--out', str(drawn)]) == 0
-    assert Image.open(drawn).size == (82, 64)
+    assert Image.open(drawn).size == (410, 320)  # 82 x 64, legible
     assert 'a ' in capsys.readouterr().out
 
 
@@ -83,9 +85,12 @@ def test_classifier(tmp_path, picture, capsys):
     pytest.importorskip('mmpretrain')
     config, checkpoint = config_and_checkpoint(CLASSIFIER, tmp_path)
     out = tmp_path / 'model.onnx'
-    assert load_tool('export').main([config, checkpoint, '--out', str(out)]) == 0
+    assert load_tool('export').main([config, checkpoint, '--shape', '64', '80', '--out', str(out)]) == 0
+    (image,) = onnx_ir.load(out).graph.inputs
+    assert list(image.shape) == [1, 3, 64, 80]
     capsys.readouterr()
     assert load_tool('onnx_demo').main([str(picture), str(out), '--out', str(tmp_path / 'drawn.png')]) == 0
+    assert Image.open(tmp_path / 'drawn.png').size == (400, 320)
     assert sum(line.startswith('class ') for line in capsys.readouterr().out.splitlines()) == 4
 
 
@@ -111,7 +116,7 @@ def test_wrong_decomposition_fails(tmp_path, monkeypatch, capsys):
     """Chunks that all start from nothing: a mistake that only positions behind the first row show."""
     monkeypatch.setattr(decomposed, '_starts', lambda decay, ends: torch.zeros_like(ends))
     config, checkpoint = config_and_checkpoint(SEGMENTOR, tmp_path)
-    arguments = [config, checkpoint, '--what', 'backbone', '--out', str(tmp_path / 'model.onnx')]
+    arguments = [config, checkpoint, '--what', 'backbone', '--shape', '64', '64', '--out', str(tmp_path / 'model.onnx')]
     assert load_tool('export').main(arguments) == 1
     assert 'do not use it' in capsys.readouterr().err
 
@@ -121,8 +126,9 @@ def test_what_is_refused(tmp_path, capsys):
     (tmp_path / 'config.py').write_text("default_scope = 'mmocr'\n")
     assert tool.main([str(tmp_path / 'config.py'), '--out', str(tmp_path / 'model.onnx')]) == 2
     assert 'mmocr' in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        tool.main(['config.py', '--out', 'model.pb'])
+    for refused in (['model.pb'], ['model.onnx', '--aot-inductor'], ['model.pt2', '--aot-inductor']):
+        with pytest.raises(SystemExit):
+            tool.main(['config.py', '--out', *refused])
     assert load_tool('onnx_demo').main([str(tmp_path / 'none.png'), str(tmp_path / 'none.onnx')]) == 2
 
 
