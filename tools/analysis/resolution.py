@@ -14,7 +14,7 @@ import sys
 from mmengine.config import DictAction
 
 from mmvmamba import checkpoints
-from mmvmamba.analysis import benchmark, resolution
+from mmvmamba.analysis import resolution, tables
 from mmvmamba.engine import launch
 
 
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     except (FileNotFoundError, ValueError) as error:
         print(f'resolution.py: {error}', file=sys.stderr)
         return 2
-    print(benchmark.markdown(rows))
+    print(tables.markdown(rows))
     return 0
 
 
