@@ -67,7 +67,10 @@ def test_published_figures_are_named_with_their_device():
 def test_models_are_called_as_the_papers_do():
     assert published.model_name(dict(type='VMamba', arch='small_s2l15', out_indices=(3,))) == 'VMamba-S s2l15'
     assert published.model_name(dict(type='mmvmamba.VMamba', arch='base_v0')) == 'VMamba-B vanilla'
-    assert published.model_name(dict(type=VMamba, arch='tiny_s1l8', drop_path_rate=0.1, frozen_stages=4)) == 'VMamba-T s1l8'
+    assert (
+        published.model_name(dict(type=VMamba, arch='tiny_s1l8', drop_path_rate=0.1, frozen_stages=4))
+        == 'VMamba-T s1l8'
+    )
     assert published.model_name(dict(type='VMamba', arch='tiny_s1l8', embed_dims=8)) is None
     assert published.model_name(dict(type='FastVim', arch='tiny')) is None
 

@@ -14,6 +14,7 @@ from ..arguments import architecture
 from ..layers.drop_path import DropPath
 from ..layers.pooled_mixer import PooledMixer
 from ..layers.positions import resize_positions
+from ..layers.precision import widened
 from .base import BaseBackbone
 
 _COMMON = dict(d_state=16, expand=2, d_conv=4, dt_rank='auto', patch_size=16, drop_path_rate=0.0)
@@ -61,11 +62,6 @@ class Block(nn.Module):
         wide = widened(hidden)
         residual = wide if residual is None else residual + self.drop_path(wide)
         return self.mixer(self.norm(residual.to(self.norm.weight.dtype)), *kept), residual
-
-
-def widened(x: torch.Tensor) -> torch.Tensor:
-    """At least float32, as the residual stream is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def build_blocks(spec: dict, count: int, rate: float, scan_path='row', rotate=True, norm=nn.RMSNorm, **mixer):

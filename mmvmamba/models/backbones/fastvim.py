@@ -20,8 +20,9 @@ from mmvmamba.registry import register_model
 
 from ..arguments import check_choice, check_image, check_out_indices
 from ..layers.positions import resize_positions
+from ..layers.precision import widened
 from ..layers.recompute import recomputed
-from .columnar import ARCHS, ColumnarBackbone, PatchEmbed, build_blocks, widened
+from .columnar import ARCHS, ColumnarBackbone, PatchEmbed, build_blocks
 
 _NORMS = {'LN': nn.LayerNorm, 'RMS': nn.RMSNorm}
 OUT_TYPES = ('dense', 'featmap', 'cls_token')
