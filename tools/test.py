@@ -88,11 +88,14 @@ def report_pictures(folder: str, images: int, start: float) -> None:
 def build(cfg, arguments: argparse.Namespace) -> Runner:
     """A runner whose model has the checkpoint's parameters."""
     trust = arguments.trust_checkpoint
-    checkpoints.read(arguments.checkpoint, trust=trust)  # what is no checkpoint is refused before a model is built
+    # what is no checkpoint, or another data set's, is refused before a model is built
+    notes = launch.check_names(cfg, 'test', checkpoints.class_names(arguments.checkpoint, trust=trust))
     runner = Runner.from_cfg(cfg)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     report = checkpoints.load(arguments.checkpoint, model.module if arguments.tta else model, trust=trust)
     runner.logger.info(report)
+    for note in notes:
+        runner.logger.warning(note)
     return runner
 
 

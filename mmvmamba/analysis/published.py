@@ -49,6 +49,7 @@ def model_name(backbone: dict) -> str | None:
         'arch',
         'out_indices',
         'drop_path_rate',
+        'frozen_stages',
         'init_cfg',
         'backend',
         'with_cp',

@@ -13,12 +13,15 @@ from .record import clocks, commit, sources
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """By what a candidate may fail and leave the others to be measured: errors of PyTorch, ours, Triton's compiler."""
+    """By what a candidate may fail and leave the others to be measured.
+
+    Errors of PyTorch, ours, Triton's compiler; `ValueError` at an input that a network does not take.
+    """
     try:
         from triton.errors import TritonError
     except ImportError:
-        return (RuntimeError,)
-    return RuntimeError, TritonError
+        return RuntimeError, ValueError
+    return RuntimeError, ValueError, TritonError
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from . import download, scheme
 from .download import WeightsUnavailable
 from .fitting import Report, fit, fit_part, load, recognise
 from .published import find, published
-from .reading import RESOLVERS, CheckpointError, guard, locate, read, read_file
+from .reading import RESOLVERS, CheckpointError, class_names, guard, locate, read, read_file
 from .translating import Family, architecture, as_classifier, register
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     'WeightsUnavailable',
     'architecture',
     'as_classifier',
+    'class_names',
     'find',
     'fit',
     'fit_part',

@@ -41,6 +41,22 @@ def read(path: str | Path, *, trust: bool = False) -> dict[str, torch.Tensor]:
     return parameters(read_file(path, trust=trust), path).state_dict
 
 
+def class_names(path: str | Path, *, trust: bool = False) -> list[str] | None:
+    """The names of the classes that a checkpoint's training wrote down, in the order of their labels.
+
+    Args, Raises: as `read`; a file without parameters is refused here, too.
+
+    Returns:
+        Names; None where the file does not say them, as published files do not.
+    """
+    content = read_file(path, trust=trust)
+    parameters(content, path)
+    meta = content.get('meta')
+    about = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
+    names = about.get('classes') if isinstance(about, Mapping) else None
+    return list(names) if isinstance(names, (list, tuple)) else None
+
+
 def read_file(path: str | Path, *, trust: bool = False) -> dict:
     """Read a whole checkpoint file, training state included. See `read`.
 

@@ -23,6 +23,7 @@ from .sources import (
     reads_coco,
     reads_coco_instances,
     sources,
+    topk,
 )
 
 SAMPLES = 200
@@ -80,6 +81,8 @@ def audit(cfg: Config, splits: tuple[str, ...], samples: int = SAMPLES, hand_ove
                 run.source(source)
             for metric in metrics(cfg, split):
                 run.metric(metric, found)
+            for key, count in topk(cfg, split):
+                run.likeliest(key, count, found)
     return run.report
 
 
@@ -246,6 +249,14 @@ class _Audit:
                     f'lacks {len(absent)} of {len(images)} images that {source.key} evaluates ({own}), the first: id '
                     f'{absent[0].get("id")}. {metric.key}.ann_file should be the same file',
                 )
+
+    def likeliest(self, key: str, count: int, found: list[Source]) -> None:
+        """An accuracy among the likeliest classes, which asks for more of them than there are only when it is due."""
+        classes = next((self.classes[source.key] for source in found), None)
+        if classes and count > len(classes):
+            self.report.add(
+                'error', key, f'asks for the likeliest {count} of {names.shorten_names(classes)}; expected at most that'
+            )
 
     def folders(self, source: Source, classes: list[str] | None) -> None:
         """A dataset of a folder a class, or of a list of files with labels."""

@@ -119,6 +119,21 @@ def other_folders(training: list[str], folders: list[str]) -> Iterator[tuple[str
     )
 
 
+def against_checkpoint(classes: list[str], learnt: list[str]) -> Iterator[tuple[str, str]]:
+    """Compare the names of a data set with those that a checkpoint learnt; yields `(level, text)`.
+
+    Labels are numbers, so names in another order give classes each other's results. Other numbers of names do not fit
+    the heads, which is said elsewhere.
+    """
+    if len(classes) != len(learnt):
+        return
+    moved = [f'{old!r} is {new!r} here' for new, old in zip(classes, learnt, strict=True) if new != old]
+    if moved and set(classes) == set(learnt):
+        yield 'error', f'the checkpoint learnt the same classes in another order: {", ".join(moved[:3])}'
+    elif moved:
+        yield 'warning', f'the checkpoint learnt {len(moved)} classes under other names: {", ".join(moved[:3])}'
+
+
 def against_preprocessor(model: dict, classes: list[str]) -> Iterator[tuple[str, str]]:
     """Compare names with the number of classes by which mmpretrain's batch augmentation writes labels."""
     count = (model.get('data_preprocessor') or {}).get('num_classes')

@@ -14,6 +14,8 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, METRICS, TRANSFORMS, DefaultScope, Registry
 
+from mmvmamba.registry import is_type
+
 from . import class_folders
 
 REFUSALS = (ValueError, AssertionError, OSError, KeyError, RuntimeError)
@@ -253,6 +255,18 @@ def metrics(cfg: Config, split: str) -> list[Metric]:
             )
         )
     return found
+
+
+def topk(cfg: Config, split: str) -> Iterator[tuple[str, int]]:
+    """Yield `(key, k)` of every mmpretrain accuracy of a split: the most classes that it looks among."""
+    evaluator = cfg.get(f'{split}_evaluator') or []
+    several = isinstance(evaluator, (list, tuple))
+    for i, metric in enumerate(evaluator if several else [evaluator]):
+        if not isinstance(metric, dict) or not is_type(metric.get('type'), 'Accuracy', METRICS):
+            continue
+        counts = metric.get('topk', 1)
+        counts = counts if isinstance(counts, (list, tuple)) else [counts]
+        yield f'{split}_evaluator{f"[{i}]" if several else ""}.topk', max(counts, default=0)
 
 
 def reads_coco(cls: type | None) -> bool:

@@ -20,7 +20,8 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.logging import print_log
 from mmengine.registry import MODEL_WRAPPERS, MODELS, OPTIM_WRAPPERS, STRATEGIES, VISBACKENDS
 
-from mmvmamba.datasets import audit
+from mmvmamba.datasets import audit, names, sources
+from mmvmamba.datasets.report import DataError
 from mmvmamba.engine.coco import evaluate_faster
 from mmvmamba.registry import is_type
 
@@ -126,6 +127,31 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> list[str]:
     """
     whole = _is_first_process(cfg) and cfg.get('check_data', True)
     return audit.check(cfg, splits, _HOW_TO_GET[task_of(cfg)], whole)
+
+
+def check_names(cfg: Config, split: str, learnt: list[str] | None) -> list[str]:
+    """Refuse to evaluate classes in another order than a checkpoint learnt them in; returns lines for the log.
+
+    Args:
+        cfg: the config, whose data is there.
+        split: 'train', 'val' or 'test'.
+        learnt: names by label, None if the checkpoint does not say them.
+
+    Raises:
+        DataError: the same names in another order.
+    """
+    notes = []
+    with sources.in_scope(cfg.get('default_scope')):
+        for source in sources.sources(cfg, split) if learnt else ():
+            try:
+                classes = source.metainfo().get('classes')
+            except (TypeError, *sources.REFUSALS):  # said by `check_data`, or by the toolbox
+                continue
+            for level, text in names.against_checkpoint(list(classes or ()), learnt):
+                if level == 'error':
+                    raise DataError(f"{source.key}: {text}. Write the data set's names in the checkpoint's order")
+                notes.append(f'{source.key}: {text}')
+    return notes
 
 
 def _is_first_process(cfg: Config) -> bool:

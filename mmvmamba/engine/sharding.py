@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from mmvmamba.models.backbones.fastvim import Block
+from mmvmamba.models.backbones.columnar import Block
 from mmvmamba.models.backbones.vmamba import VSSBlock
 from mmvmamba.registry import FUNCTIONS
 

@@ -40,6 +40,19 @@ def test_scale_has_published_points_beside(tmp_path):
         classifier_benchmark.scale([other], [64], rivals=[], **options)
 
 
+def test_a_network_that_takes_no_such_input_says_so_in_its_row():
+    """Batch norm cannot train on one image that has become one position."""
+    models = {
+        'normed': torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8, stride=8), torch.nn.BatchNorm2d(4), torch.nn.Flatten()),
+        'plain': torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8, stride=8), torch.nn.Flatten()),
+    }
+    rows = classifier_benchmark._figures(models, 8, batch=1, repeat=1, training=True, amp=False)
+    assert rows['normed']['training images/s'] == ''
+    assert rows['normed']['note'].startswith('ValueError: Expected more than 1 value per channel')
+    assert all(float(rows[name]['images/s']) > 0 for name in rows)
+    assert float(rows['plain']['training images/s']) > 0
+
+
 def test_published_figures_are_named_with_their_device():
     theirs = published.table('resolution')
     said = classifier_benchmark._beside(theirs.row(model='Swin-T', size=224), theirs)
@@ -54,7 +67,10 @@ def test_published_figures_are_named_with_their_device():
 def test_models_are_called_as_the_papers_do():
     assert published.model_name(dict(type='VMamba', arch='small_s2l15', out_indices=(3,))) == 'VMamba-S s2l15'
     assert published.model_name(dict(type='mmvmamba.VMamba', arch='base_v0')) == 'VMamba-B vanilla'
-    assert published.model_name(dict(type=VMamba, arch='tiny_s1l8', drop_path_rate=0.1)) == 'VMamba-T s1l8'
+    assert (
+        published.model_name(dict(type=VMamba, arch='tiny_s1l8', drop_path_rate=0.1, frozen_stages=4))
+        == 'VMamba-T s1l8'
+    )
     assert published.model_name(dict(type='VMamba', arch='tiny_s1l8', embed_dims=8)) is None
     assert published.model_name(dict(type='FastVim', arch='tiny')) is None
 

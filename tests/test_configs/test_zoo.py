@@ -169,7 +169,7 @@ def test_metafile_agrees_with_the_config_and_what_it_builds(name, tmp_path):
     assert {key: meta.get(key) for key in length} == length
     data = {'mmdet': 'COCO 2017', 'mmseg': 'ADE20K', 'mmpretrain': 'ImageNet-1K'}[cfg.default_scope]
     assert meta['Training Data'] == ('images of your own' if name.startswith('finetune_') else data)
-    written_to = f'weights/{backbone.type.lower()}_{backbone.arch}.safetensors'
+    written_to = f'weights/{family.lower()}_{backbone.arch}.safetensors'
     entry = row.get('Starts From') or row['Same File As']
     assert row['Convert'] == f'python tools/convert_checkpoint.py mmvmamba://{entry} {written_to}'
     start = None if name in FROM_SCRATCH else dict(type='Pretrained', checkpoint=f'mmvmamba://{entry}')

@@ -54,6 +54,22 @@ def test_sound_folders_are_left_alone(kind, root):
         assert f'{root}/train: 9 images of 3 classes' in said(cfg, 'info')
 
 
+def test_likeliest_classes_are_as_many_as_there_are(root):
+    """mmpretrain says so after the first epoch, by an index out of range."""
+    cfg = config(root)
+    cfg.val_evaluator = dict(type='Accuracy', topk=(1, 3))
+    assert not said(cfg)
+    for evaluator, key in (
+        (dict(type='Accuracy', topk=(1, 5)), ''),
+        ([dict(type='mmpretrain.Accuracy', topk=5)], '[0]'),
+    ):
+        cfg.val_evaluator = evaluator
+        (error,) = said(cfg)
+        assert error == (
+            f"val_evaluator{key}.topk: asks for the likeliest 5 of 3: 'bird', 'cat', 'dog'; expected at most that"
+        )
+
+
 def test_a_name_that_imagenet_gives_to_two_classes_is_no_fault(root, monkeypatch):
     from mmvmamba.datasets import CheckedImageNet
 

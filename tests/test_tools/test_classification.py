@@ -10,6 +10,7 @@ from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from tool_runs import CLASSIFICATION, DETECTION, ROOT, SEGMENTATION, dumpable, load_tool
 
 from mmvmamba import checkpoints
+from mmvmamba.engine import launch
 
 pytest.importorskip('mmpretrain')
 CLASSES = ['circle', 'cross', 'square', 'star', 'triangle']
@@ -125,6 +126,24 @@ def test_checkpoints_are_held_to_the_model(trained, folders, tmp_path, capsys):
         options = ['--out', str(tmp_path / 'out')] if image else []
         assert load_tool(tool).main([*image, deeper, checkpoint, *options]) == 2
         assert 'layers.2.blocks.1.norm.weight' in capsys.readouterr().err
+
+
+def test_classes_keep_the_order_of_training(trained, tmp_path, capsys):
+    """Labels are numbers: the same names in another order would give classes each other's accuracy."""
+    path, work = trained
+    content = torch.load(work / 'epoch_2.pth', weights_only=False)
+    meta = content['meta']['dataset_meta']
+    assert checkpoints.class_names(work / 'epoch_2.pth') == CLASSES == list(meta['classes'])
+    meta['classes'] = tuple(CLASSES[::-1])
+    torch.save(content, tmp_path / 'turned.pth')
+    for tool, options in (('test', ['--work-dir', str(tmp_path)]), ('analysis/resolution', [])):
+        assert load_tool(tool).main([path, str(tmp_path / 'turned.pth'), *options]) == 2
+        assert "in another order: 'triangle' is 'circle' here" in capsys.readouterr().err
+    cfg = launch.load_config(path)
+    assert launch.check_names(cfg, 'test', CLASSES) == []
+    assert launch.check_names(cfg, 'test', None) == []
+    (note,) = launch.check_names(cfg, 'test', ['disc', *CLASSES[1:]])
+    assert note.endswith("the checkpoint learnt 1 classes under other names: 'disc' is 'circle' here")
 
 
 def test_fine_tuning_on_other_classes(trained, folders, tmp_path, capsys):

@@ -14,7 +14,7 @@ import sys
 from mmengine.config import DictAction
 
 from mmvmamba import checkpoints
-from mmvmamba.analysis import benchmark, resolution
+from mmvmamba.analysis import resolution, tables
 from mmvmamba.engine import launch
 
 
@@ -43,13 +43,14 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"{arguments.config} is no classifier: expected default_scope='mmpretrain'")
         launch.prepare(cfg, 'none', None)
         launch.check_data(cfg, ('train', 'test') if arguments.linear_probe else ('test',))
-        checkpoints.read(arguments.checkpoint, trust=trust)
+        for note in launch.check_names(cfg, 'test', checkpoints.class_names(arguments.checkpoint, trust=trust)):
+            print(f'resolution.py: {note}', file=sys.stderr)
         model = resolution.load(cfg, arguments.checkpoint, trust)
         rows = resolution.over_sizes(model, cfg, arguments.sides, arguments.linear_probe, arguments.epochs)
     except (FileNotFoundError, ValueError) as error:
         print(f'resolution.py: {error}', file=sys.stderr)
         return 2
-    print(benchmark.markdown(rows))
+    print(tables.markdown(rows))
     return 0
 
 

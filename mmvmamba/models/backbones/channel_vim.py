@@ -5,8 +5,9 @@ file is an implementation of its own whose parameter names are the published one
 the image's channels; here such a channel is called a plane where channels of features are near.
 """
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -18,11 +19,9 @@ from mmvmamba.kernels.pooled_scan.op import AXES, PLANES, POOLS
 from mmvmamba.registry import register_model
 
 from ..arguments import check_choice, check_out_indices
-from ..layers.drop_path import DropPath
 from ..layers.positions import resize_positions
 from ..layers.recompute import recomputed
-from .columnar import ColumnarBackbone, build_blocks
-from .fastvim import ARCHS
+from .columnar import ARCHS, ColumnarBackbone, build_blocks
 
 OUT_TYPES = ('avg_featmap', 'featmap', 'dense', 'cls_token')
 MERGES = ('mean', 'concat')
@@ -98,25 +97,25 @@ class FastChannelVim(ColumnarBackbone):
 
     def __init__(
         self,
-        arch='small',
-        img_size=224,
-        patch_size=None,
-        in_channels=8,
-        channels=None,
-        sample_channels=True,
-        sort_channels=True,
-        out_type='avg_featmap',
-        merge='mean',
-        out_indices=(-1,),
-        drop_path_rate=None,
-        pool='mean',
-        scan_path='row',
-        rotate=True,
-        planes='inner',
-        with_cp=False,
-        frozen_stages=-1,
-        backend='auto',
-        init_cfg=None,
+        arch: str | Mapping = 'small',
+        img_size: int | Sequence[int] = 224,
+        patch_size: int | None = None,
+        in_channels: int = 8,
+        channels: Sequence[int] | None = None,
+        sample_channels: bool = True,
+        sort_channels: bool = True,
+        out_type: str = 'avg_featmap',
+        merge: str = 'mean',
+        out_indices: int | Sequence[int] = (-1,),
+        drop_path_rate: float | None = None,
+        pool: str | None = 'mean',
+        scan_path: str = 'row',
+        rotate: bool = True,
+        planes: str = 'inner',
+        with_cp: bool = False,
+        frozen_stages: int = -1,
+        backend: str = 'auto',
+        init_cfg: Mapping | Sequence[Mapping] | None = None,
         **fields,
     ):
         super().__init__(init_cfg=init_cfg)
@@ -149,32 +148,16 @@ class FastChannelVim(ColumnarBackbone):
         maps = out_type in ('featmap', 'dense')
         self.num_features = [width * (in_channels if maps and merge == 'concat' else 1)] * len(self.out_indices)
         self.patch_embed = PlanePatchEmbed(in_channels, width, self.patch_size)
-        self.pos_embed = nn.Parameter(torch.empty(1, self.grid[0] * self.grid[1], width))
-        self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if out_type == 'cls_token' else None
-        for embedding in filter(lambda e: e is not None, (self.pos_embed, self.cls_token)):
-            nn.init.trunc_normal_(embedding, std=0.02)
+        self._add_embeddings(width, math.prod(self.grid), out_type == 'cls_token')
         path = dict(
             scan_path='row' if out_type == 'cls_token' else scan_path,  # a sequence is no grid
             rotate=rotate and pool is not None,
         )
         count = self.out_indices[-1] + 1
         self.layers = build_blocks(spec, count, rate, **path, pool=pool, planes=planes, backend=backend)
-        if out_type == 'dense':
-            for i in range(len(self.out_indices)):
-                self.add_module(f'outnorm_{i}', nn.LayerNorm(width))
-        else:
-            self.drop_path = DropPath(rate)
-            self.norm_f = nn.RMSNorm(width, eps=1e-5)
+        self._add_outputs(width, rate)
         self._check_channels(self.channels)
         self._freeze(frozen_stages, count)
-        if frozen_stages >= 0:
-            for embedding in filter(lambda e: e is not None, (self.pos_embed, self.cls_token)):
-                embedding.requires_grad_(False)
-
-    def _output_norms(self) -> list[tuple[int, nn.Module]]:
-        if self.out_type != 'dense':
-            return [(self.out_indices[0], self.norm_f)]
-        return [(block, getattr(self, f'outnorm_{i}')) for i, block in enumerate(self.out_indices)]
 
     def _check_channels(self, channels) -> None:
         if channels is None:

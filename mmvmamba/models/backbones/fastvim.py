@@ -7,34 +7,22 @@ published ones.
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 
 import torch
 from mmengine.logging import print_log
 from torch import nn
-from torch.nn import functional as F
 
 from mmvmamba import checkpoints
 from mmvmamba.kernels.dispatch import BACKENDS
 from mmvmamba.kernels.pooled_scan.op import AXES, POOLS
 from mmvmamba.registry import register_model
 
-from ..arguments import architecture, check_choice, check_image, check_out_indices
-from ..layers.drop_path import DropPath
-from ..layers.pooled_mixer import PooledMixer
+from ..arguments import check_choice, check_image, check_out_indices
 from ..layers.positions import resize_positions
+from ..layers.precision import widened
 from ..layers.recompute import recomputed
-from .base import BaseBackbone
-
-_COMMON = dict(d_state=16, expand=2, d_conv=4, dt_rank='auto', patch_size=16, drop_path_rate=0.0)
-
-ARCHS: dict[str, dict] = {
-    'tiny': dict(_COMMON, embed_dims=192, depth=24),
-    'small': dict(_COMMON, embed_dims=384, depth=24),
-    'base': dict(_COMMON, embed_dims=768, depth=24),
-    'large': dict(_COMMON, embed_dims=1024, depth=48),
-    'huge': dict(_COMMON, embed_dims=1280, depth=64, patch_size=14),
-}
-"""The published architectures."""
+from .columnar import ARCHS, ColumnarBackbone, PatchEmbed, build_blocks
 
 _NORMS = {'LN': nn.LayerNorm, 'RMS': nn.RMSNorm}
 OUT_TYPES = ('dense', 'featmap', 'cls_token')
@@ -42,52 +30,8 @@ _DENSE_OUTPUTS = (5, 11, 17, 23)
 _CHOICES = dict(out_type=OUT_TYPES, pool=POOLS, scan_path=AXES, norm=_NORMS, backend=('auto', *BACKENDS))
 
 
-def _check_choices(model: str, **arguments) -> None:
-    for argument, value in arguments.items():
-        check_choice(model, argument, value, _CHOICES[argument])
-
-
-class PatchEmbed(nn.Module):
-    """One linear map per square patch; images are zero-padded at the bottom and right to whole patches."""
-
-    def __init__(self, in_channels: int, channels: int, patch_size: int):
-        super().__init__()
-        self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_channels, channels, patch_size, stride=patch_size)
-        nn.init.kaiming_normal_(self.proj.weight, nonlinearity='linear')  # LeCun normal
-        nn.init.zeros_(self.proj.bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(B, in_channels, H, W)` to `(B, ceil(H / patch), ceil(W / patch), C)`."""
-        # padding that does not depend on the size: the convolution leaves out what makes no whole patch
-        return self.proj(F.pad(x, (0, self.patch_size - 1, 0, self.patch_size - 1))).permute(0, 2, 3, 1)
-
-
-class Block(nn.Module):
-    """Pre-norm mixer that hands on its bare output and the residual stream apart, the latter at least float32."""
-
-    def __init__(self, channels: int, norm: type[nn.Module], drop_path: float, **mixer):
-        super().__init__()
-        self.norm = norm(channels, eps=1e-5)
-        self.mixer = PooledMixer(channels, **mixer)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, hidden: torch.Tensor, residual: torch.Tensor | None, *kept) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mixer's output and residual stream, both `(B, H, W, C)`; the first block has no residual stream yet.
-
-        `kept`: further arguments of the mixer.
-        """
-        wide = _wide(hidden)
-        residual = wide if residual is None else residual + self.drop_path(wide)
-        return self.mixer(self.norm(residual.to(self.norm.weight.dtype)), *kept), residual
-
-
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 @register_model
-class FastVim(BaseBackbone):
+class FastVim(ColumnarBackbone):
     """FastVim: a columnar backbone of bidirectional Mamba blocks that scan pooled rows and columns in turn.
 
     Args:
@@ -127,92 +71,67 @@ class FastVim(BaseBackbone):
 
     def __init__(
         self,
-        arch='tiny',
-        img_size=224,
-        patch_size=None,
-        in_channels=3,
-        out_indices=None,
-        drop_path_rate=None,
-        pool='mean',
-        scan_path='row',
-        rotate=True,
-        norm_after_scan=True,
-        norm=None,
-        pool_scale=1.0,
-        with_cp=False,
-        frozen_stages=-1,
-        backend='auto',
-        init_cfg=None,
-        out_type='dense',
+        arch: str | Mapping = 'tiny',
+        img_size: int | Sequence[int] = 224,
+        patch_size: int | None = None,
+        in_channels: int = 3,
+        out_indices: int | Sequence[int] | None = None,
+        drop_path_rate: float | None = None,
+        pool: str | None = 'mean',
+        scan_path: str = 'row',
+        rotate: bool = True,
+        norm_after_scan: bool = True,
+        norm: str | None = None,
+        pool_scale: float = 1.0,
+        with_cp: bool = False,
+        frozen_stages: int = -1,
+        backend: str = 'auto',
+        init_cfg: Mapping | Sequence[Mapping] | None = None,
+        out_type: str = 'dense',
         **fields,
     ):
         super().__init__(init_cfg=init_cfg)
-        name = type(self).__name__
         norm = ('LN' if out_type == 'dense' else 'RMS') if norm is None else norm
-        _check_choices(name, out_type=out_type, pool=pool, scan_path=scan_path, norm=norm, backend=backend)
+        self._check_choices(out_type=out_type, pool=pool, scan_path=scan_path, norm=norm, backend=backend)
+        self._check_pool(pool, pool_scale, out_type)
+        spec = self._describe(arch, 'tiny', img_size, patch_size, fields)
+        channels = spec['embed_dims']
+        rate = spec['drop_path_rate'] if drop_path_rate is None else drop_path_rate
+        self.in_channels = in_channels
+        self.out_type = out_type
+        self.out_indices = self._outputs(out_indices)
+        self.scan_path = scan_path
+        self.with_cp = with_cp
+        self.num_features = [channels] * len(self.out_indices)
+        self.patch_embed = PatchEmbed(in_channels, channels, self.patch_size)
+        token = out_type == 'cls_token'
+        self._add_embeddings(channels, math.prod(self.grid) + token, token)
+        self.layers = build_blocks(
+            spec,
+            self.out_indices[-1] + 1,
+            rate,
+            scan_path='row' if token else scan_path,  # a sequence is no grid
+            rotate=rotate and pool is not None,
+            norm=_NORMS[norm],
+            norm_after_scan=norm_after_scan,
+            pool=pool,
+            scaling=pool_scale,
+            backend=backend,
+        )
+        self._add_outputs(channels, rate, _NORMS[norm])
+        self._freeze(frozen_stages, len(self.layers))
+
+    def _check_choices(self, **arguments) -> None:
+        for argument, value in arguments.items():
+            check_choice(type(self).__name__, argument, value, _CHOICES[argument])
+
+    def _check_pool(self, pool: str | None, pool_scale: float, out_type: str) -> None:
+        """Refuse what goes with pooled models, or with unpooled ones, only."""
+        name = type(self).__name__
         if pool is None and pool_scale != 1:
             raise ValueError(f'{name}: pool_scale={pool_scale!r} has nothing to scale where pool=None; expected 1')
         if pool is not None and out_type == 'cls_token':
             raise ValueError(f'{name}: pool={pool!r} has no class token; out_type={out_type!r} expects pool=None')
-        spec = architecture(name, arch, ARCHS, 'tiny', fields)
-        channels, depth = spec['embed_dims'], spec['depth']
-        self.arch = arch
-        self.in_channels = in_channels
-        self.depth = depth
-        self.patch_size = spec['patch_size'] if patch_size is None else patch_size
-        self.grid = self._grid_of(img_size)
-        self.out_type = out_type
-        self.out_indices = self._outputs(out_indices)
-        self.with_cp = with_cp
-        blocks = self.out_indices[-1] + 1
-        rate = spec['drop_path_rate'] if drop_path_rate is None else drop_path_rate
-        last = max(depth - 1, 1)
-        mixer = {key: spec[key] for key in ('d_state', 'expand', 'd_conv')}
-        mixer['dt_rank'] = math.ceil(channels / 16) if spec['dt_rank'] == 'auto' else spec['dt_rank']
-        mixer.update(norm_after_scan=norm_after_scan, pool=pool, scaling=pool_scale, depth=depth, backend=backend)
-        self.scan_path = scan_path
-        axes = self._axes(rotate and pool is not None)
-
-        self.num_features = [channels] * len(self.out_indices)
-        self.patch_embed = PatchEmbed(in_channels, channels, self.patch_size)
-        self._add_embeddings(channels)
-        self.layers = nn.ModuleList(
-            # what a block drops is the output of the one before it
-            Block(channels, _NORMS[norm], rate * max(i - 1, 0) / last, axis=axes[i % 2], **mixer)
-            for i in range(blocks)
-        )
-        self._add_outputs(channels, rate, _NORMS[norm])
-        self._freeze(frozen_stages, blocks)
-        if frozen_stages >= 0:
-            for embedding in self._embeddings():
-                embedding.requires_grad_(False)
-
-    def _axes(self, rotate: bool) -> tuple[str, str]:
-        """The axes of the even and of the odd blocks."""
-        if self.out_type == 'cls_token':  # a sequence is no grid
-            return 'row', 'row'
-        other = next(axis for axis in AXES if axis != self.scan_path)
-        return self.scan_path, other if rotate else self.scan_path
-
-    def _add_embeddings(self, channels: int) -> None:
-        """A position for every patch of the grid, and a class token with a position of its own."""
-        token = self.out_type == 'cls_token'
-        self.cls_token = nn.Parameter(torch.empty(1, 1, channels)) if token else None
-        self.pos_embed = nn.Parameter(torch.empty(1, math.prod(self.grid) + token, channels))
-        for embedding in self._embeddings():
-            nn.init.trunc_normal_(embedding, std=0.02)
-
-    def _embeddings(self) -> list[nn.Parameter]:
-        return [embedding for embedding in (self.pos_embed, self.cls_token) if embedding is not None]
-
-    def _add_outputs(self, channels: int, rate: float, norm: type[nn.Module]) -> None:
-        """What comes behind single blocks where dense, elsewhere behind them all."""
-        if self.out_type == 'dense':
-            for i in range(len(self.out_indices)):
-                self.add_module(f'outnorm_{i}', nn.LayerNorm(channels))
-        else:
-            self.drop_path = DropPath(rate)
-            self.norm_f = norm(channels, eps=1e-5)
 
     def _outputs(self, out_indices) -> tuple[int, ...]:
         """The blocks whose outputs are returned."""
@@ -227,40 +146,12 @@ class FastVim(BaseBackbone):
             )
         return last
 
-    def _grid_of(self, img_size) -> tuple[int, int]:
-        sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-        if len(sides) != 2 or not all(isinstance(side, int) and side >= self.patch_size for side in sides):
-            raise ValueError(
-                f'{type(self).__name__}: img_size={img_size!r}; expected pixels a side, or (H, W), of at least one '
-                f'patch ({self.patch_size})'
-            )
-        return tuple(math.ceil(side / self.patch_size) for side in sides)
-
-    def _output_norms(self) -> list[tuple[int, nn.Module]]:
-        if self.out_type != 'dense':
-            return [(self.out_indices[0], self.norm_f)]
-        return [(block, getattr(self, f'outnorm_{i}')) for i, block in enumerate(self.out_indices)]
-
-    def _adapted(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """Refuse weights of another patch size, bring the position embedding to this model's grid."""
-        if name == 'patch_embed.proj.weight' and value.shape[2:] != self.patch_embed.proj.weight.shape[2:]:
-            theirs = ' x '.join(str(side) for side in value.shape[2:])
-            raise checkpoints.CheckpointError(
-                f'{type(self).__name__}: the checkpoint was trained with patches of {theirs} pixels, this model has '
-                f'patch_size={self.patch_size}; build it with the patch size of the checkpoint'
-            )
-        if name != 'pos_embed' or value.ndim != 3 or value.shape[1] == self.pos_embed.shape[1]:
-            return value
-        patches, token = (value, None) if self.cls_token is None else _split(value)
-        side = math.isqrt(patches.shape[1])
-        if side * side != patches.shape[1]:
-            raise checkpoints.CheckpointError(
-                f'{type(self).__name__}: the position embedding of the checkpoint has {patches.shape[1]} tokens, '
-                f'which are no square grid, and this model has a grid of {self.grid[0]} x {self.grid[1]}; build it '
-                f'with img_size=(H, W) of the images that the checkpoint was trained on'
-            )
-        patches = resize_positions(patches, (side, side), self.grid).flatten(1, 2)
-        return patches if token is None else _insert(patches, token)
+    def _on_grid(self, positions: torch.Tensor) -> torch.Tensor:
+        """As of every columnar backbone; a class token's position stays in the middle, as it is."""
+        if self.cls_token is None:
+            return super()._on_grid(positions)
+        patches, token = _split(positions)
+        return _insert(super()._on_grid(patches), token)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Number a parameter's layer for mmpretrain's layer-wise decay, in which two blocks are one layer.
@@ -308,7 +199,7 @@ class FastVim(BaseBackbone):
                 outs.append(_as_map(getattr(self, f'outnorm_{len(outs)}')(hidden)))
         if self.out_type == 'dense':
             return tuple(outs)
-        total = residual + self.drop_path(_wide(hidden))
+        total = residual + self.drop_path(widened(hidden))
         if self.out_type == 'cls_token':
             total = total[:, 0, _middle(total.shape[2])]
         out = self.norm_f(total.to(self.norm_f.weight.dtype))

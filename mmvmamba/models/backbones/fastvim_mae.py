@@ -6,6 +6,7 @@ whose parameter names are the published ones.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -17,8 +18,7 @@ from mmvmamba.registry import register_model
 from ..arguments import check_choice, check_image
 from ..layers.positions import resize_positions, sincos_positions
 from ..layers.recompute import recomputed
-from .columnar import ColumnarBackbone, build_blocks
-from .fastvim import ARCHS, PatchEmbed
+from .columnar import ARCHS, ColumnarBackbone, PatchEmbed, build_blocks
 
 
 @register_model
@@ -52,17 +52,17 @@ class FastMaskVim(ColumnarBackbone):
 
     def __init__(
         self,
-        arch='base',
-        img_size=224,
-        patch_size=None,
-        in_channels=3,
-        mask_ratio=0.75,
-        pool='mean',
-        consistent=False,
-        with_cp=False,
-        frozen_stages=-1,
-        backend='auto',
-        init_cfg=None,
+        arch: str | Mapping = 'base',
+        img_size: int | Sequence[int] = 224,
+        patch_size: int | None = None,
+        in_channels: int = 3,
+        mask_ratio: float = 0.75,
+        pool: str | None = 'mean',
+        consistent: bool = False,
+        with_cp: bool = False,
+        frozen_stages: int = -1,
+        backend: str = 'auto',
+        init_cfg: Mapping | Sequence[Mapping] | None = None,
         **fields,
     ):
         super().__init__(init_cfg=init_cfg)
@@ -90,8 +90,6 @@ class FastMaskVim(ColumnarBackbone):
         self.layers = build_blocks(spec, self.depth, 0.0, rotate=pool is not None, **mixer)
         self.norm_f = nn.RMSNorm(channels, eps=1e-5)
         self._freeze(frozen_stages, self.depth)
-        if frozen_stages >= 0 and self.cls_token is not None:
-            self.cls_token.requires_grad_(False)
 
     def _output_norms(self) -> list[tuple[int, nn.Module]]:
         return [(self.depth - 1, self.norm_f)]

@@ -6,6 +6,7 @@ are under the MIT licence; this file is an implementation of its own whose param
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -193,16 +194,16 @@ class VMamba(BaseBackbone):
 
     def __init__(
         self,
-        arch='tiny_s1l8',
-        in_channels=3,
-        out_indices=(0, 1, 2, 3),
-        drop_path_rate=None,
-        routes='cross',
-        ssm_init=None,
-        with_cp=False,
-        frozen_stages=-1,
-        backend='auto',
-        init_cfg=None,
+        arch: str | Mapping = 'tiny_s1l8',
+        in_channels: int = 3,
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
+        drop_path_rate: float | None = None,
+        routes: str = 'cross',
+        ssm_init: str | None = None,
+        with_cp: bool = False,
+        frozen_stages: int = -1,
+        backend: str = 'auto',
+        init_cfg: Mapping | Sequence[Mapping] | None = None,
         **fields,
     ):
         super().__init__(init_cfg=init_cfg)

@@ -7,6 +7,7 @@ from mmvmamba.kernels import Direction, pooled_scan, pooled_scan_kept
 
 from . import ssm_init
 from .linear import Linear
+from .precision import widened
 
 
 class PooledMixer(nn.Module):
@@ -94,5 +95,5 @@ class PooledMixer(nn.Module):
 
 
 def _direction(conv, x_proj, dt_proj, a_log, skip) -> Direction:
-    A = -torch.exp(a_log.to(torch.promote_types(a_log.dtype, torch.float32)))
+    A = -torch.exp(widened(a_log))
     return Direction(conv.weight, conv.bias, x_proj.weight, dt_proj.weight, dt_proj.bias, A, skip)

@@ -5,6 +5,8 @@ from torch.nn import functional as F
 
 from mmvmamba.kernels.dispatch import full_precision
 
+from .precision import widened
+
 
 def resize_positions(embedding: torch.Tensor, grid: tuple[int, int], target: tuple[int, int]) -> torch.Tensor:
     """Interpolate `(1, H*W, C)` of a grid bicubically (align_corners False) to `(1, *target, C)`.
@@ -14,7 +16,7 @@ def resize_positions(embedding: torch.Tensor, grid: tuple[int, int], target: tup
 
     Computed in float32 at least; the result has the embedding's dtype.
     """
-    wide = embedding[0].to(torch.promote_types(embedding.dtype, torch.float32))
+    wide = widened(embedding[0])
     rows, columns = (_weights(size, new, wide) for size, new in zip(grid, target, strict=True))
     with full_precision(wide.device):
         resized = rows @ wide.unflatten(0, grid).flatten(1)  # (new H, W * C)

@@ -8,6 +8,7 @@ from mmvmamba.kernels import depthwise_conv_silu, ss2d_norm
 
 from . import ssm_init
 from .linear import Linear
+from .precision import widened
 
 _ROUTES = 4
 
@@ -78,7 +79,7 @@ class SS2D(nn.Module):
             self.x_proj_weight,
             self.dt_projs_weight,
             self.dt_projs_bias,
-            -torch.exp(self.A_logs.to(torch.promote_types(self.A_logs.dtype, torch.float32))),
+            -torch.exp(widened(self.A_logs)),
             self.Ds,
             self.out_norm.weight,
             self.out_norm.bias,

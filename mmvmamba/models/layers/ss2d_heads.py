@@ -10,6 +10,7 @@ from mmvmamba.kernels.ss2d.routes import ROUTES, grid, sequence
 from . import ssm_init
 from .layout import ToChannelsFirst, ToChannelsLast
 from .linear import Linear
+from .precision import widened
 
 _CHUNK = 64
 
@@ -62,22 +63,22 @@ class HeadsSS2D(nn.Module):
         return self.out_proj(y.to(x.dtype))
 
     def _norm(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return tuple(_wide(parameter) for parameter in (self.out_norm.weight, self.out_norm.bias))
+        return tuple(widened(parameter) for parameter in (self.out_norm.weight, self.out_norm.bias))
 
     def _scan(self, x: torch.Tensor) -> torch.Tensor:
         """The sum of the four routes, `(B, H, W, D)` in float32 at least."""
         _, height, width, _ = x.shape
-        x, skips = _wide(x), _wide(self.Ds)
+        x, skips = widened(x), widened(self.Ds)
         heads = skips.shape[1]
         states = (self.x_proj_weight.shape[1] - heads) // 2
         y = torch.zeros_like(x)
         for k, route in enumerate(ROUTES['cross']):
             walk = sequence(x, route.by_column)
             walk = walk.flip(1) if route.reverse else walk
-            dt, Bs, Cs = F.linear(walk, _wide(self.x_proj_weight[k])).split([heads, states, states], dim=2)
-            dt = F.softplus(dt + _wide(self.dt_projs_bias[k]))  # (B, L, R)
+            dt, Bs, Cs = F.linear(walk, widened(self.x_proj_weight[k])).split([heads, states, states], dim=2)
+            dt = F.softplus(dt + widened(self.dt_projs_bias[k]))  # (B, L, R)
             u = walk.unflatten(2, (heads, -1))  # (B, L, R, P)
-            out = chunked_scan(u * dt[..., None], -dt * _wide(self.A_logs[k]).exp(), Bs, Cs) + skips[k] * u
+            out = chunked_scan(u * dt[..., None], -dt * widened(self.A_logs[k]).exp(), Bs, Cs) + skips[k] * u
             out = out.flatten(2)
             y = y + grid(out.flip(1) if route.reverse else out, route.by_column, height, width)
         return y
@@ -120,7 +121,3 @@ def chunked_scan(u, log_decay, Bs, Cs, chunk: int = _CHUNK) -> torch.Tensor:
         state = state * total[:, s, -1].exp()[..., None, None] + chunk_states[:, s]
     y = y + torch.einsum('bstn,bstr,bsrpn->bstrp', Cs, total.exp(), torch.stack(starts, dim=1))
     return y.flatten(1, 2)[:, :length]
-
-
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -8,8 +8,7 @@ from mmvmamba.registry import register_model
 
 from ..arguments import check_choice
 from ..backbones.base import BaseBackbone
-from ..backbones.columnar import build_blocks
-from ..backbones.fastvim import ARCHS
+from ..backbones.columnar import ARCHS, build_blocks
 from ..layers.linear import Linear
 from ..layers.positions import sincos_positions
 
