@@ -327,7 +327,7 @@ def forward(x, weight, bias):
     y = torch.empty_like(x)
     if plan.fwd is not None:
         with on_device(x):
-            plan.fwd.start(p_x=x, p_weight=weight, p_bias=bias, p_y=y, **plan.numbers)
+            plan.fwd.start(dict(p_x=x, p_weight=weight, p_bias=bias, p_y=y) | plan.numbers)
     return y
 
 
@@ -342,7 +342,7 @@ def backward(dy, x, weight, bias):
     dweight = sums.new_empty(weight.shape)
     dbias = sums.new_empty(x.shape[3])
     with on_device(x):
-        plan.bwd.start(p_dy=dy, p_x=x, p_weight=weight, p_bias=bias, p_dz=dz, p_sums=sums, **plan.numbers)
-        plan.dx.start(p_dz=dz, p_weight=weight, p_dx=dx, **plan.numbers)
+        plan.bwd.start(dict(p_dy=dy, p_x=x, p_weight=weight, p_bias=bias, p_dz=dz, p_sums=sums) | plan.numbers)
+        plan.dx.start(dict(p_dz=dz, p_weight=weight, p_dx=dx) | plan.numbers)
         plan.collect((sums, sums, dweight, dbias, dweight), plan.runs)
     return dx, dweight, sums.new_empty(0) if bias is None else dbias

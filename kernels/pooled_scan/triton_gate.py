@@ -541,7 +541,7 @@ def gate_fwd(xz, scanned, ways, norm, plan: Gating, eps: float) -> torch.Tensor:
     """
     y = xz.new_empty((*xz.shape[:3], xz.shape[3] // 2))
     if plan.launch is not None:
-        plan.launch.start(p_y=y, eps=eps, **gate_inputs(xz, scanned, ways, norm), **plan.numbers)
+        plan.launch.start(gate_inputs(xz, scanned, ways, norm) | dict(p_y=y, eps=eps) | plan.numbers)
     return y
 
 
@@ -551,7 +551,7 @@ def gate_moments(dy, xz, scanned, ways, norm, plan: Gating, eps: float) -> torch
     moments = xz.new_empty((batch, height * width, 4), dtype=torch.float32)
     if plan.launch is not None:
         inputs = gate_inputs(xz, scanned, ways, norm)
-        plan.launch.start(p_dy=dy, p_moments=moments, eps=eps, **inputs, **plan.numbers)
+        plan.launch.start(inputs | dict(p_dy=dy, p_moments=moments, eps=eps) | plan.numbers)
     return moments
 
 

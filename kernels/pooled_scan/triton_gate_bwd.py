@@ -263,8 +263,8 @@ def gate_bwd(dy, moments, dxz, xz, scanned, ways, norm, plan: GatingBack, dtype)
     dlines = dict(p_dlines=torch.empty_like(scanned)) if pooled else {}
     partial = xz.new_empty((plan.runs, 4, channels), dtype=torch.float32)
     if plan.launch is not None:
-        outputs = dict(p_dxz=dxz, p_dtokens=dtokens, p_dparameters=partial, **dlines)
-        inputs = gate_inputs(xz, scanned, ways, norm)
-        plan.launch.start(p_dy=dy, p_moments=moments, **inputs, **outputs, **plan.numbers)
+        outputs = dict(p_dxz=dxz, p_dtokens=dtokens, p_dparameters=partial) | dlines
+        inputs = gate_inputs(xz, scanned, ways, norm) | dict(p_dy=dy, p_moments=moments)
+        plan.launch.start(inputs | outputs | plan.numbers)
     sums = partial[0] if plan.runs == 1 else partial.sum(0)
     return (dtokens, dlines['p_dlines'], sums) if pooled else (None, dtokens.view_as(scanned), sums)

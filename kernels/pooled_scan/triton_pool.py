@@ -217,9 +217,9 @@ def pool_fwd(xz, ways, plan: Pooling, pool: str | None, scale: float) -> torch.T
     if plan.launch is None:
         pass
     elif pool is None:
-        plan.launch.start(p_xz=xz, p_ways=ways, p_tokens=short, **plan.numbers)
+        plan.launch.start(dict(p_xz=xz, p_ways=ways, p_tokens=short) | plan.numbers)
     else:
-        plan.launch.start(p_xz=xz, p_ways=ways, p_short=short, scale=scale, **plan.numbers)
+        plan.launch.start(dict(p_xz=xz, p_ways=ways, p_short=short, scale=scale) | plan.numbers)
     return short
 
 
@@ -227,7 +227,6 @@ def pool_ties(xz, ways, plan: Pooling, scale: float) -> tuple[torch.Tensor, torc
     """What 'max' gives, every line's maximum before scaling, and how many of its tokens have it; as in `pool_fwd`."""
     short, largest, ties = (xz.new_empty(plan.shape, dtype=torch.float32) for _ in range(3))
     if plan.launch is not None:
-        plan.launch.start(
-            p_xz=xz, p_ways=ways, p_short=short, p_largest=largest, p_ties=ties, scale=scale, **plan.numbers
-        )
+        outputs = dict(p_short=short, p_largest=largest, p_ties=ties)
+        plan.launch.start(dict(p_xz=xz, p_ways=ways, scale=scale) | outputs | plan.numbers)
     return short, largest, ties

@@ -405,13 +405,14 @@ def pool_bwd(dtokens, dshort, dxz, xz, ways, plan: PoolingBack, scale: float, ma
     if plan.launch is None:
         return dtaps.zero_(), dbias.zero_()
     partial = xz.new_empty((plan.runs, 2, width + 1, channels), dtype=torch.float32)
-    shared = dict(p_xz=xz, p_ways=ways, p_dxz=dxz, p_dtaps=partial, **plan.numbers)
+    shared = dict(p_xz=xz, p_ways=ways, p_dxz=dxz, p_dtaps=partial) | plan.numbers
     if dtokens is None:
-        plan.launch.start(p_dtokens=dshort, **shared)
+        plan.launch.start(shared | dict(p_dtokens=dshort))
     elif maxima is None:
-        plan.launch.start(p_dy=dtokens, p_dshort=dshort, scale=scale, **shared)
+        plan.launch.start(shared | dict(p_dy=dtokens, p_dshort=dshort, scale=scale))
     else:
         largest, ties = maxima
-        plan.launch.start(p_dy=dtokens, p_dshort=dshort, p_largest=largest, p_ties=ties, scale=scale, **shared)
+        of_lines = dict(p_dshort=dshort, p_largest=largest, p_ties=ties)
+        plan.launch.start(shared | of_lines | dict(p_dy=dtokens, scale=scale))
     plan.collect((partial, partial, dtaps, dbias, dtaps), plan.runs)
     return dtaps, dbias

@@ -88,7 +88,7 @@ def _plan(shape, dtype, device, axis, pool, norm, dtypes, conv, weight, A, *othe
 
 
 @planned
-def _plan_back(*case) -> _PlanBack:
+def _plan_back(_dout_dtype, *case) -> _PlanBack:
     plan = _plan(*case)
     shape, dtype, device, _, pool, norm, _, conv, *_ = case
     lines, width, pooled = plan.lines, conv[2], pool is not None
@@ -149,7 +149,7 @@ def backward(dout, xz, directions, norm_weight, norm_bias, axis, pool, scaling, 
     dout = dense(dout)
     xz, forth, back, norm = _dense(xz, directions, norm_weight, norm_bias)
     case = _case(xz, forth, back, norm, axis, pool)
-    plan, plan_back = _plan(*case), _plan_back(*case)
+    plan, plan_back = _plan(*case), _plan_back(dout.dtype, *case)
     pooled = pool is not None
     with on_device(xz):
         scale = factor(plan.lines, pool, scaling)

@@ -139,7 +139,7 @@ def stacking(channels: int, rank: int, states: int, width: int, zero: bool) -> S
 def stack(plan: Stacking, forth, back) -> Stacked:
     """The parameters of two `Direction`s."""
     y = forth.A.new_empty(plan.size, dtype=torch.float32)
-    plan.launch.start(
+    arguments = dict(
         p_forth_proj=forth.x_proj_weight,
         p_forth_weight=forth.dt_weight,
         p_forth_bias=forth.dt_bias,
@@ -156,4 +156,5 @@ def stack(plan: Stacking, forth, back) -> Stacked:
         p_back_taps_bias=back.conv_bias,
         p_y=y,
     )
+    plan.launch.start(arguments)
     return Stacked(*[y.as_strided(*part) for part in plan.parts])

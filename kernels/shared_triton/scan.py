@@ -207,7 +207,8 @@ def scan(walks: Walks, dtype: torch.dtype) -> torch.Tensor:
     with on_device(x):
         if plan.chunk_state is not None:
             sums = x.new_empty(plan.sums, dtype=torch.float32)
-            plan.chunk_state.start(**inputs, p_sums=sums, p_states=states, **plan.sizes)
-            plan.state_passing.start(p_A=walks.A, p_sums=sums, p_states=states, chunks=plan.chunks)
-        plan.chunk_scan.start(**inputs, p_skip=walks.skip, p_states=states, p_y=y, B=x.shape[0], **plan.sizes)
+            plan.chunk_state.start(inputs | dict(p_sums=sums, p_states=states) | plan.sizes)
+            plan.state_passing.start(dict(p_A=walks.A, p_sums=sums, p_states=states, chunks=plan.chunks))
+        others = dict(p_skip=walks.skip, p_states=states, p_y=y, B=x.shape[0])
+        plan.chunk_scan.start(inputs | others | plan.sizes)
     return y

@@ -113,13 +113,13 @@ def _prepare(plan: _Plan, walks: Walks, dy: torch.Tensor) -> dict[str, torch.Ten
     tiles, tile_sums, states, adjoints = map(empty, (plan.tiles, plan.tile_sums, plan.states, plan.adjoints))
     inputs = walks.tensors()
     if plan.state_passing is None:
-        plan.prepare.start(**inputs, p_tiles=tiles, p_states=states, **plan.sizes)
+        plan.prepare.start(inputs | dict(p_tiles=tiles, p_states=states) | plan.sizes)
     else:
         sums = empty(plan.chunk_sums)
-        found = dict(p_tiles=tiles, p_tile_sums=tile_sums, p_sums=sums, p_states=states, p_adjoints=adjoints)
-        plan.prepare.start(**inputs, p_dy=dy, **found, **plan.sizes)
-        plan.state_passing.start(p_A=walks.A, p_sums=sums, p_states=states, chunks=plan.chunks)
-        plan.reverse_state_passing.start(p_A=walks.A, p_sums=sums, p_states=adjoints, chunks=plan.chunks)
+        found = dict(p_dy=dy, p_tiles=tiles, p_tile_sums=tile_sums, p_sums=sums, p_states=states, p_adjoints=adjoints)
+        plan.prepare.start(inputs | found | plan.sizes)
+        plan.state_passing.start(dict(p_A=walks.A, p_sums=sums, p_states=states, chunks=plan.chunks))
+        plan.reverse_state_passing.start(dict(p_A=walks.A, p_sums=sums, p_states=adjoints, chunks=plan.chunks))
     return dict(p_tiles=tiles, p_tile_sums=tile_sums, p_states=states, p_adjoints=adjoints)
 
 
@@ -144,9 +144,8 @@ def scan_backward(walks: Walks, dy: torch.Tensor, dtype: torch.dtype, projected_
         with on_device(x):
             prepared = _prepare(plan, walks, dy)
             grads = dict(p_dx=dx, p_dprojected=dprojected, p_dsteps=dsteps, p_sums=sums)
-            plan.chunk_scan_bwd.start(
-                p_dy=dy, p_skip=walks.skip, **walks.tensors(), **prepared, **grads, B=batch, **plan.sizes
-            )
+            others = dict(p_dy=dy, p_skip=walks.skip, B=batch)
+            plan.chunk_scan_bwd.start(walks.tensors() | others | prepared | grads | plan.sizes)
             plan.collect((sums, dsteps, dA, dskip_bias, dweight), batch * plan.chunks)
     else:
         for t in (dA, dskip_bias, dweight):

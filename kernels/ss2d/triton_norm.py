@@ -98,8 +98,8 @@ def tiling(channels: int) -> dict:
 
 
 @planned
-def _normalising(shape, channels: int, dtypes, device, gated: bool, keep: bool) -> tuple[int, Launch]:
-    """Rows, and the launch of `merge_norm`; `gated` and `keep` decide which tensors it gets."""
+def _normalising(shape, channels: int, dtypes, device, keep: bool) -> tuple[int, Launch]:
+    """Rows, and the launch of `merge_norm`; `dtypes` and `keep` say which tensors it gets."""
     rows, blocks = math.prod(shape[1:]) // channels, tiling(channels)
     return rows, Launch(
         merge_norm,
@@ -126,19 +126,17 @@ def normalise(routes, weight, bias, gate, eps, dtype, keep):
     shape = routes.shape
     y = routes.new_empty(shape[1:], dtype=dtype)
     total = routes.new_empty(shape[1:] if keep else 0)
-    dtypes = routes.dtype, weight.dtype, bias.dtype, dtype
-    rows, launch = _normalising(shape, shape[3], dtypes, routes.device, gate is not None, keep)
+    dtypes = routes.dtype, weight.dtype, bias.dtype, dtype, None if gate is None else gate.dtype
+    rows, launch = _normalising(shape, shape[3], dtypes, routes.device, keep)
     if rows:
         with on_device(routes):
-            launch.start(
-                **dict(p_routes=routes, p_weight=weight, p_bias=bias, p_gate=gate, p_sum=total if keep else None),
-                **dict(p_y=y, rows=rows, eps=eps),
-            )
+            tensors = dict(p_routes=routes, p_weight=weight, p_bias=bias, p_gate=gate, p_y=y)
+            launch.start(tensors | dict(p_sum=total if keep else None, rows=rows, eps=eps))
     return total, y
 
 
 @planned
-def _differentiating(rows: int, channels: int, dtypes, device, gated: bool, machine: int) -> tuple[int, int, Launch]:
+def _differentiating(rows: int, channels: int, dtypes, device, machine: int) -> tuple[int, int, Launch]:
     """Runs, tiles of a run, and the launch of `merge_norm_bwd`."""
     blocks = tiling(channels)
     tiles = triton.cdiv(rows, blocks['BR'])
@@ -152,17 +150,16 @@ def normalise_backward(dy, total, weight, bias, gate, eps):
     """Gradients of the sum (in its dtype), of weight and bias (float32) and of the gate (or an empty tensor)."""
     channels = total.shape[-1]
     rows = total.numel() // channels
-    dtypes = dy.dtype, total.dtype, weight.dtype, bias.dtype
+    dtypes = dy.dtype, total.dtype, weight.dtype, bias.dtype, None if gate is None else gate.dtype
     device = total.device
-    runs, share, launch = _differentiating(rows, channels, dtypes, device, gate is not None, multiprocessors(device))
+    runs, share, launch = _differentiating(rows, channels, dtypes, device, multiprocessors(device))
     dsum = torch.empty_like(total)
     dgate = total.new_empty(0) if gate is None else torch.empty_like(gate)
     sums = total.new_empty((runs, 2, channels), dtype=torch.float32)
     if rows:
         with on_device(total):
-            launch.start(
-                **dict(p_dy=dy, p_sum=total, p_weight=weight, p_bias=bias, p_gate=gate, p_dsum=dsum, p_sums=sums),
-                **dict(p_dgate=None if gate is None else dgate, rows=rows, share=share, eps=eps),
-            )
+            inputs = dict(p_dy=dy, p_sum=total, p_weight=weight, p_bias=bias, p_gate=gate, eps=eps)
+            outputs = dict(p_dsum=dsum, p_sums=sums, p_dgate=None if gate is None else dgate)
+            launch.start(inputs | outputs | dict(rows=rows, share=share))
     dweight, dbias = sums.sum(0) if rows else sums.new_zeros((2, channels))
     return dsum, dweight, dbias, dgate
