@@ -107,6 +107,11 @@ def availability(device_type: str = 'cpu') -> dict[str, str | None]:
     return report
 
 
+def able(operator: str, device_type: str, dtype: torch.dtype = torch.float32) -> list[str]:
+    """The backends that can run this operator on tensors of this kind."""
+    return [backend for backend in BACKENDS if _operators[operator].why_not(backend, device_type, dtype) is None]
+
+
 def _import_operators() -> None:
     """Importing the package is what fills the list of operators; this module may be imported first."""
     importlib.import_module(__package__)
@@ -122,10 +127,9 @@ def _choose(operator: str, backend: str, asked: str, device_type: str, dtype: to
     why_not = _operators[operator].why_not
     reason = why_not(asked, device_type, dtype)
     if reason is not None:
-        able = [name for name in BACKENDS if why_not(name, device_type, dtype) is None]
         raise BackendUnavailableError(
             f'{operator}: {source}{asked!r} cannot run on {device_type}: {reason}. '
-            f"Backends that can run here: {able}; or leave the choice to 'auto'."
+            f"Backends that can run here: {able(operator, device_type, dtype)}; or leave the choice to 'auto'."
         )
     if asked == 'triton':
         what = f"{operator} on {device_type}: using the triton backend, as {source}'triton' asks"

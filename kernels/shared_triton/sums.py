@@ -79,7 +79,10 @@ def _adding(count: int, size: int, more: bool, device, dtypes) -> Launch:
 
 
 def add_up(parts: torch.Tensor, dtype: torch.dtype, more: torch.Tensor | None = None) -> torch.Tensor:
-    """The sum over the first dimension of dense `parts`, and of `more` of its shape, in `dtype`."""
+    """The sum over the first dimension of dense `parts`, and of `more` of its shape, in `dtype`.
+
+    The number of parts is compiled in: for routes and the like. Where it depends on the image, use `collecting`.
+    """
     # the interpreter cuts off bits where a GPU rounds
     y = parts.new_empty(parts.shape[1:], dtype=torch.float32 if INTERPRETED.value else dtype)
     size = y.numel()

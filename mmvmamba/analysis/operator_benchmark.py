@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmvmamba import kernels
-from mmvmamba.kernels import testing
+from mmvmamba.kernels import dispatch, testing
 
 from .benchmark import measured
 from .kernel_benchmark import DTYPES
@@ -53,10 +53,9 @@ def operators(names: list[str], batch: int, side: int, channels: int, dtype: str
         repeat: measured rounds.
 
     Returns:
-        A row per operator, pass and backend; one that an operator lacks, or that fails, says why.
+        A row per operator, pass and backend; one that fails says why.
     """
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    able = [backend for backend, reason in kernels.availability(device).items() if reason is None]
     rows = []
     for name in names:
         function, inputs = CASES[name]
@@ -64,7 +63,7 @@ def operators(names: list[str], batch: int, side: int, channels: int, dtype: str
         for backward in (False, True):
             candidates = {
                 backend: functools.partial(_run, function, arguments, backend, backward)
-                for backend in able
+                for backend in dispatch.able(name, device, DTYPES[dtype])
                 if backend != 'reference'
             }
             for backend, (times, memory) in measured(candidates, repeat, device).items():
