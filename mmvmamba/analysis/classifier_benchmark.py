@@ -17,6 +17,7 @@ from .flops import complexity
 from .timing import Times
 
 _CLASSES = 1000
+_VIM = ', every token scanned (Vim)'
 _HOUSEHOLD = 'VMamba-T s1l8'  # the paper's ablations are of it
 
 
@@ -84,7 +85,7 @@ def _ours(configs: list[str], vim: bool) -> dict[str, tuple[dict, str | None]]:
         if vim and str(model['backbone']['type']).rpartition('.')[2] == 'FastVim':
             plain = copy.deepcopy(model)
             plain['backbone']['pool'] = None
-            found[f'{name}, every token scanned (Vim)'] = plain, None
+            found[name + _VIM] = plain, None
     return found
 
 
@@ -110,7 +111,9 @@ def _row(model: nn.Module | str, image: torch.Tensor, speeds: dict) -> dict:
     if isinstance(model, str):
         return figures | {'note': model}
     counted = complexity(model, image[:1])
-    figures |= {'parameters M': f'{counted.parameters / 1e6:.2f}', 'GFLOPs': f'{counted.flops / 1e9:.2f}'}
+    billions = counted.flops / 1e9
+    figures['GFLOPs'] = f'{billions:.2f}' if billions >= 0.1 else f'{billions:.2g}'
+    figures['parameters M'] = f'{counted.parameters / 1e6:.2f}'
     notes = []
     for key, (times, memory) in speeds.items():
         if isinstance(times, Times):
@@ -169,7 +172,6 @@ def scale(
     Raises:
         ValueError: a config of another task.
     """
-    theirs = published.table('resolution')
     wanted = _ours(configs, vim)
     rows = []
     for side in sides:
@@ -177,10 +179,12 @@ def scale(
             name: _build(_of_side(model, side)) for name, (model, _) in wanted.items()
         }
         models |= {name: _build_rival(name, side) for name in rivals}
-        for name, figures in _figures(models, side, batch, repeat, training, amp).items():
-            known = theirs.row(model=wanted[name][1] if name in wanted else name, size=side)
-            rows.append({'side': side, 'model': name} | figures | _beside(known, theirs))
-    _plot(rows, theirs, plot, batch)
+        measured_here = _figures(models, side, batch, repeat, training, amp)
+        for name, figures in measured_here.items():
+            known = _published(wanted[name][1] if name in wanted else name, side)
+            known |= _against_vim(figures, measured_here.get(name + _VIM, {})) if vim else {}
+            rows.append({'side': side, 'model': name} | figures | known)
+    _plot(rows, plot, batch)
     return rows
 
 
@@ -191,6 +195,31 @@ def _build_rival(name: str, side: int) -> nn.Module | str:
         return f'{type(error).__name__}: {error}'.splitlines()[0]
 
 
+def _against_vim(figures: dict, plain: dict) -> dict:
+    """How much faster than the network that scans every token, in the words of FastVim's paper, whose figures head it.
+
+    Args:
+        figures, plain: of a FastVim and of its counterpart; where either is missing nothing is said.
+    """
+    claims = published.table('fastvim')
+    said = ', '.join(f'{row["claim"].partition(" than")[0]} {row["percent"]} %' for row in claims.rows)
+    heading = f'than Vim (published, at most, at {claims.size}: {said})'
+    if not (plain.get('images/s') and figures['images/s']):
+        return {heading: ''}
+    faster = float(figures['images/s']) / float(plain['images/s']) - 1
+    fewer = 1 - float(figures['GFLOPs']) / float(plain['GFLOPs'])
+    return {heading: f'faster {faster:.1%}, fewer FLOPs {fewer:.1%}'.replace('%', ' %')}
+
+
+def _published(model: str | None, side: int) -> dict:
+    """What the papers say of a model at a size: with speeds over sizes, and at 224 those of the main table."""
+    over_sizes, models = published.table('resolution'), published.table('models')
+    row = over_sizes.row(model=model, size=side)
+    main = models.row(model=model) if side == models.size else {}
+    found, also = _beside(row, over_sizes), _beside(main, models)
+    return found | {key: value for key, value in also.items() if not found.get(key)}
+
+
 def _beside(row: dict, table: published.Table) -> dict:
     """What a paper says, under headings that name it and its device."""
     keys = {
@@ -199,8 +228,9 @@ def _beside(row: dict, table: published.Table) -> dict:
         'training_images_per_s': 'training images/s',
         'top1': 'top-1',
     }
-    where = {'images_per_s': f' ({table.device}, batch {table.batch})', 'training_images_per_s': f' ({table.device})'}
-    return {f'published {words}{where.get(key, "")}': row.get(key, '') for key, words in keys.items()}
+    row = row | {'gflops': round(row['gflops'], 2)} if 'gflops' in row else row
+    where = f' ({table.device}, batch {table.batch})'
+    return {f'published {words}{where if "images" in key else ""}': row.get(key, '') for key, words in keys.items()}
 
 
 def _ablation(name: str, variants: list[dict], side: int, batch: int, repeat: int) -> list[dict]:
@@ -237,28 +267,26 @@ def ssm_init(side: int, batch: int, repeat: int) -> list[dict]:
     return _ablation('ssm_init', variants, side, batch, repeat)
 
 
-def _plot(rows: list[dict], table: published.Table, path: Path, batch: int) -> None:
-    """Throughput here and as published, and GFLOPs, over sizes."""
+def _plot(rows: list[dict], path: Path, batch: int) -> None:
+    """Throughput here and, if there are any, as published, and GFLOPs, over sizes."""
     from matplotlib.figure import Figure
 
-    device = 'GPU' if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads'
-    speed = next(key for key in rows[0] if key.startswith('published images/s'))
-    panels = {
-        'images/s': f'images/s here ({device}, batch {batch})',
-        speed: f'images/s published ({table.device}, batch {table.batch})',
-        'GFLOPs': 'GFLOPs',
-    }
-    figure = Figure(figsize=(13, 4), layout='constrained')
+    device = 'GPU' if torch.cuda.is_available() else f'CPU, threads: {torch.get_num_threads()}'
+    theirs = [key for key in rows[0] if key.startswith('published images/s') and any(row[key] != '' for row in rows)]
+    panels = {'images/s': f'images/s here ({device}, batch {batch})'} | {key: key for key in theirs}
+    panels['GFLOPs'] = 'GFLOPs'
+    figure = Figure(figsize=(4.5 * len(panels), 4.5), layout='constrained')
     names = list(dict.fromkeys(row['model'] for row in rows))
     for axis, (key, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for number, name in enumerate(names):
             points = [(row['side'], float(row[key])) for row in rows if row['model'] == name and row[key] != '']
             if points:
-                style = dict(linestyle='--', marker='x') if key == speed else dict(marker='o')
+                style = dict(linestyle='--', marker='x') if key in theirs else dict(marker='o')
                 axis.plot(*zip(*points, strict=True), color=f'C{number}', label=name, **style)
         axis.set(xlabel='pixels a side', yscale='log')
-        axis.set_title(title, fontsize=10)
+        axis.set_xticks(sorted({row['side'] for row in rows}))
+        axis.set_title(title, fontsize=9)
         axis.grid(alpha=0.3, which='both')
-    figure.axes[0].legend(fontsize=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
