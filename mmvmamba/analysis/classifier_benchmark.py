@@ -81,6 +81,7 @@ def _ours(configs: list[str], vim: bool) -> dict[str, tuple[dict, str | None]]:
         if launch.task_of(cfg) != 'mmpretrain':
             raise ValueError(f'scale: {path} is no classifier; `benchmark.py model` measures backbones of other tasks')
         model, name = cfg.model.to_dict(), Path(path).stem
+        name = path if name in found else name  # a work folder's config has the name of the one it was made from
         found[name] = model, published.model_name(model['backbone'])
         if vim and str(model['backbone']['type']).rpartition('.')[2] == 'FastVim':
             plain = copy.deepcopy(model)

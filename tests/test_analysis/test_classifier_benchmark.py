@@ -46,6 +46,17 @@ def test_scale_has_published_points_beside(tmp_path):
         classifier_benchmark.scale([other], [64], rivals=[], **options)
 
 
+def test_configs_of_one_name_are_two_models(tmp_path):
+    pytest.importorskip('mmpretrain')
+    cfg = Config.fromfile(CONFIG)
+    cfg.model.backbone.depths = (1, 1, 1, 1)
+    other = str(tmp_path / CONFIG.name)
+    cfg.dump(other)
+    found = classifier_benchmark._ours([str(CONFIG), other], vim=False)
+    assert [model['backbone']['depths'][2] for model, _ in found.values()] == [2, 1]
+    assert list(found) == [CONFIG.stem, other]
+
+
 def test_a_network_that_takes_no_such_input_says_so_in_its_row():
     """Batch norm cannot train on one image that has become one position."""
     models = {
