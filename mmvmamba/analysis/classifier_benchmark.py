@@ -17,6 +17,7 @@ from .flops import complexity
 from .timing import Times
 
 _CLASSES = 1000
+_VIM = ', every token scanned (Vim)'
 _HOUSEHOLD = 'VMamba-T s1l8'  # the paper's ablations are of it
 
 
@@ -80,11 +81,12 @@ def _ours(configs: list[str], vim: bool) -> dict[str, tuple[dict, str | None]]:
         if launch.task_of(cfg) != 'mmpretrain':
             raise ValueError(f'scale: {path} is no classifier; `benchmark.py model` measures backbones of other tasks')
         model, name = cfg.model.to_dict(), Path(path).stem
+        name = path if name in found else name  # a work folder's config has the name of the one it was made from
         found[name] = model, published.model_name(model['backbone'])
         if vim and str(model['backbone']['type']).rpartition('.')[2] == 'FastVim':
             plain = copy.deepcopy(model)
             plain['backbone']['pool'] = None
-            found[f'{name}, every token scanned (Vim)'] = plain, None
+            found[name + _VIM] = plain, None
     return found
 
 
@@ -110,7 +112,9 @@ def _row(model: nn.Module | str, image: torch.Tensor, speeds: dict) -> dict:
     if isinstance(model, str):
         return figures | {'note': model}
     counted = complexity(model, image[:1])
-    figures |= {'parameters M': f'{counted.parameters / 1e6:.2f}', 'GFLOPs': f'{counted.flops / 1e9:.2f}'}
+    billions = counted.flops / 1e9
+    figures['GFLOPs'] = f'{billions:.2f}' if billions >= 0.1 else f'{billions:.2g}'
+    figures['parameters M'] = f'{counted.parameters / 1e6:.2f}'
     notes = []
     for key, (times, memory) in speeds.items():
         if isinstance(times, Times):
@@ -169,7 +173,6 @@ def scale(
     Raises:
         ValueError: a config of another task.
     """
-    theirs = published.table('resolution')
     wanted = _ours(configs, vim)
     rows = []
     for side in sides:
@@ -177,11 +180,13 @@ def scale(
             name: _build(_of_side(model, side)) for name, (model, _) in wanted.items()
         }
         models |= {name: _build_rival(name, side) for name in rivals}
-        for name, figures in _figures(models, side, batch, repeat, training, amp).items():
-            known = theirs.row(model=wanted[name][1] if name in wanted else name, size=side)
-            rows.append({'side': side, 'model': name} | figures | _beside(known, theirs))
-    device = 'GPU' if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads'
-    drawing.classifiers(rows, theirs, plot, f'{device}, batch {batch}')
+        measured_here = _figures(models, side, batch, repeat, training, amp)
+        for name, figures in measured_here.items():
+            known = _published(wanted[name][1] if name in wanted else name, side)
+            known |= _against_vim(figures, measured_here.get(name + _VIM, {})) if vim else {}
+            rows.append({'side': side, 'model': name} | figures | known)
+    device = 'GPU' if torch.cuda.is_available() else f'CPU, threads: {torch.get_num_threads()}'
+    drawing.classifiers(rows, plot, f'{device}, batch {batch}')
     return rows
 
 
@@ -192,6 +197,31 @@ def _build_rival(name: str, side: int) -> nn.Module | str:
         return f'{type(error).__name__}: {error}'.splitlines()[0]
 
 
+def _against_vim(figures: dict, plain: dict) -> dict:
+    """How much faster than the network that scans every token, in the words of FastVim's paper, whose figures head it.
+
+    Args:
+        figures, plain: of a FastVim and of its counterpart; where either is missing nothing is said.
+    """
+    claims = published.table('fastvim')
+    said = ', '.join(f'{row["claim"].partition(" than")[0]} {row["percent"]} %' for row in claims.rows)
+    heading = f'than Vim (published, at most, at {claims.size}: {said})'
+    if not (plain.get('images/s') and figures['images/s']):
+        return {heading: ''}
+    faster = float(figures['images/s']) / float(plain['images/s']) - 1
+    fewer = 1 - float(figures['GFLOPs']) / float(plain['GFLOPs'])
+    return {heading: f'faster {faster:.1%}, fewer FLOPs {fewer:.1%}'.replace('%', ' %')}
+
+
+def _published(model: str | None, side: int) -> dict:
+    """What the papers say of a model at a size: with speeds over sizes, and at 224 those of the main table."""
+    over_sizes, models = published.table('resolution'), published.table('models')
+    row = over_sizes.row(model=model, size=side)
+    main = models.row(model=model) if side == models.size else {}
+    found, also = _beside(row, over_sizes), _beside(main, models)
+    return found | {key: value for key, value in also.items() if not found.get(key)}
+
+
 def _beside(row: dict, table: published.Table) -> dict:
     """What a paper says, under headings that name it and its device."""
     keys = {
@@ -200,8 +230,9 @@ def _beside(row: dict, table: published.Table) -> dict:
         'training_images_per_s': 'training images/s',
         'top1': 'top-1',
     }
-    where = {'images_per_s': f' ({table.device}, batch {table.batch})', 'training_images_per_s': f' ({table.device})'}
-    return {f'published {words}{where.get(key, "")}': row.get(key, '') for key, words in keys.items()}
+    row = row | {'gflops': round(row['gflops'], 2)} if 'gflops' in row else row
+    where = f' ({table.device}, batch {table.batch})'
+    return {f'published {words}{where if "images" in key else ""}': row.get(key, '') for key, words in keys.items()}
 
 
 def _ablation(name: str, variants: list[dict], side: int, batch: int, repeat: int) -> list[dict]:

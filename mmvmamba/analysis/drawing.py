@@ -11,7 +11,6 @@ from .receptive_field import covered
 
 if TYPE_CHECKING:
     from .activation import Contributions
-    from .published import Table
 
 _FOOT = 1e-6  # of the colour scale of receptive fields
 
@@ -123,31 +122,27 @@ def speedups(sides: list[int], ratios: dict[str, list[float]], path: Path, title
     _save(figure, path)
 
 
-def classifiers(rows: list[dict], table: Table, path: Path, where: str) -> None:
-    """Save throughput here and as published, and GFLOPs, over sizes.
+def classifiers(rows: list[dict], path: Path, where: str) -> None:
+    """Save throughput here and, if there are any, as published, and GFLOPs, over sizes.
 
     Args:
         rows: of `classifier_benchmark.scale`.
-        table: the paper's.
         path: picture to write.
         where: device and batch of the rows, in words.
     """
-    speed = next(key for key in rows[0] if key.startswith('published images/s'))
-    panels = {
-        'images/s': f'images/s here ({where})',
-        speed: f'images/s published ({table.device}, batch {table.batch})',
-        'GFLOPs': 'GFLOPs',
-    }
-    figure = _figure((13, 4))
+    theirs = [key for key in rows[0] if key.startswith('published images/s') and any(row[key] != '' for row in rows)]
+    panels = {'images/s': f'images/s here ({where})'} | {key: key for key in theirs} | {'GFLOPs': 'GFLOPs'}
+    figure = _figure((4.5 * len(panels), 4.5))
     names = list(dict.fromkeys(row['model'] for row in rows))
     for axis, (key, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for number, name in enumerate(names):
             points = [(row['side'], float(row[key])) for row in rows if row['model'] == name and row[key] != '']
             if points:
-                style = dict(linestyle='--', marker='x') if key == speed else dict(marker='o')
+                style = dict(linestyle='--', marker='x') if key in theirs else dict(marker='o')
                 axis.plot(*zip(*points, strict=True), color=f'C{number}', label=name, **style)
         axis.set(xlabel='pixels a side', yscale='log')
-        axis.set_title(title, fontsize=10)
+        axis.set_xticks(sorted({row['side'] for row in rows}))
+        axis.set_title(title, fontsize=9)
         axis.grid(alpha=0.3, which='both')
-    figure.axes[0].legend(fontsize=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4, fontsize=8)
     _save(figure, path)

@@ -146,7 +146,7 @@ def of_config(cfg: Config, height: int, width: int) -> Complexity:
     else:
         from mmpretrain.structures import DataSample
     model = MODELS.build(cfg.model)
-    image = torch.rand(1, 3, height, width)
+    image = torch.rand(1, getattr(model.backbone, 'in_channels', 3), height, width)
     shape = (height, width)
     meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0))
     return complexity(_Tensors(model, [DataSample(metainfo=meta)]), image)

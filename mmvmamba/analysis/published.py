@@ -14,28 +14,25 @@ class Table(NamedTuple):
         source: paper and experiment.
         device: on which speeds were measured.
         batch: images at a time in these measurements.
+        size: pixels a side, None where the rows say it.
         rows: its entries; a row has the keys that its table has.
     """
 
     source: str
     device: str
     batch: int | None
+    size: int | None
     rows: list[dict]
 
     def row(self, **keys) -> dict:
         """The row with these values; an empty one if there is none."""
         return next((row for row in self.rows if all(row.get(key) == value for key, value in keys.items())), {})
 
-    @property
-    def words(self) -> str:
-        """What a reader must know of the table's speeds."""
-        return f'published: {self.source}; {self.device}' + (f', batch {self.batch}' if self.batch else '')
-
 
 def table(name: str) -> Table:
     """A table of `published.json`: 'models', 'resolution', 'routes', 'ssm_init' or 'fastvim'."""
     found = json.loads(FILE.read_text())[name]
-    return Table(found['source'], found['device'], found.get('batch'), found['rows'])
+    return Table(found['source'], found['device'], found.get('batch'), found.get('size'), found['rows'])
 
 
 _SIZES = {'tiny': 'T', 'small': 'S', 'base': 'B'}

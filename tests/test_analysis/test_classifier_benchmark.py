@@ -33,11 +33,28 @@ def test_scale_has_published_points_beside(tmp_path):
         assert not row['note']
         assert all(float(row[key]) > 0 for key in ('parameters M', 'images/s', 'training images/s'))
         assert row['published GFLOPs'] == ''
+        against = row['than Vim (published, at most, at 2048: faster 72.5 %, fewer FLOPs 38.5 %)']
+        assert bool(against) == (row['model'] == 'fastvim')
+    faster = float(rows[1]['images/s']) / float(rows[2]['images/s']) - 1
+    fewer = 1 - float(rows[1]['GFLOPs']) / float(rows[2]['GFLOPs'])
+    said = rows[1]['than Vim (published, at most, at 2048: faster 72.5 %, fewer FLOPs 38.5 %)']
+    assert said == f'faster {100 * faster:.1f} %, fewer FLOPs {100 * fewer:.1f} %'
     assert (rows[3]['model'], rows[3]['parameters M']) == ('Swin-T', '28.27')  # 28.29 with windows of 7
     assert (tmp_path / 'scale.png').stat().st_size > 5000
     other = str(CONFIG.with_name('upernet_vmamba_shapes.py'))
     with pytest.raises(ValueError, match='no classifier'):
         classifier_benchmark.scale([other], [64], rivals=[], **options)
+
+
+def test_configs_of_one_name_are_two_models(tmp_path):
+    pytest.importorskip('mmpretrain')
+    cfg = Config.fromfile(CONFIG)
+    cfg.model.backbone.depths = (1, 1, 1, 1)
+    other = str(tmp_path / CONFIG.name)
+    cfg.dump(other)
+    found = classifier_benchmark._ours([str(CONFIG), other], vim=False)
+    assert [model['backbone']['depths'][2] for model, _ in found.values()] == [2, 1]
+    assert list(found) == [CONFIG.stem, other]
 
 
 def test_a_network_that_takes_no_such_input_says_so_in_its_row():
@@ -59,9 +76,21 @@ def test_published_figures_are_named_with_their_device():
     assert said == {
         'published GFLOPs': 4.51,
         'published images/s (NVIDIA A100, batch 32)': 1142,
-        'published training images/s (NVIDIA A100)': 769,
+        'published training images/s (NVIDIA A100, batch 32)': 769,
         'published top-1': 81.19,
     }
+
+
+def test_models_of_the_main_table_alone_have_its_points():
+    """VMamba-S is in no table over sizes; VMamba-T is in both, measured at different batch sizes."""
+    small, tiny = (classifier_benchmark._published(f'VMamba-{name}', 224) for name in ('S s2l15', 'T s1l8'))
+    speeds = [f'published {kind}images/s (NVIDIA A100, batch {n})' for n in (32, 128) for kind in ('', 'training ')]
+    assert [small[key] for key in speeds] == ['', '', 877, 314]
+    assert [tiny[key] for key in speeds] == [1490, 418, 1686, 571]
+    assert (small['published GFLOPs'], small['published top-1']) == (8.72, 83.6)
+    assert (tiny['published GFLOPs'], tiny['published top-1']) == (4.91, 82.6)
+    assert set(classifier_benchmark._published('VMamba-S s2l15', 288).values()) == {''}
+    assert set(classifier_benchmark._published(None, 224).values()) == {''}
 
 
 def test_models_are_called_as_the_papers_do():

@@ -5,6 +5,7 @@ import functools
 import golden_runs
 import pytest
 import torch
+from tool_runs import ROOT, load_tool
 
 from mmvmamba.analysis import flops
 from mmvmamba.models.backbones.fastvim import ARCHS as FASTVIMS
@@ -92,3 +93,13 @@ def test_fastvim(arch, pool, billions):
     width = FASTVIMS[arch]['embed_dims']
     theirs = dict(embed_dim=width, depth=24, num_classes=_CLASSES, collapse_method=pool)
     assert round(count(golden_runs.classifier_config(theirs, arch=arch), 224, 224).flops / 1e9, 2) == billions
+
+
+@pytest.mark.parametrize('name', ['demo/vmamba_shapes_cls', 'jumpcp/demo'])
+def test_the_tool_counts_classifiers_at_their_size_and_channels(name, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = f'configs/{name}.py'
+    assert load_tool('analysis/get_flops').main([config]) == 0
+    said = capsys.readouterr().out
+    assert f'{config} at 224 x 224' in said
+    assert 'parameters: 0' not in said
