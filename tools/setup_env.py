@@ -255,9 +255,13 @@ class Environment:
             advice = 'this Python lacks the module venv or ensurepip (Debian, Ubuntu: apt-get install python3-venv).'
             raise self.shell.failure('creating the virtual environment', done.stdout, advice)
 
+    def sites(self) -> list[Path]:
+        """The folders of its packages."""
+        return [*self.path.glob('lib/python*/site-packages'), *self.path.glob('Lib/site-packages')]
+
     def _forget_half_installed(self) -> None:
         """Remove what pip left when it was killed: packages without the list of files that it writes last."""
-        for site in [*self.path.glob('lib/python*/site-packages'), *self.path.glob('Lib/site-packages')]:
+        for site in self.sites():
             for info in site.glob('*.dist-info'):
                 if not (info / 'RECORD').exists():
                     shutil.rmtree(info)
@@ -413,6 +417,38 @@ class Mmcv:
             raise SetupError('mmcv was not compiled: the lines above say why and what to do.')
 
 
+TORCHVISION_HOOK = '''"""Written by mmvmamba's set-up: torchvision built for CUDA is imported beside a PyTorch for CPUs, see
+mmvmamba/torchvision_stubs.py."""
+
+import sys
+
+
+class Finder:
+    """Asked first for every module; at torchvision's turn has what it misses defined, and steps aside."""
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name == 'torchvision':
+            sys.meta_path.remove(cls)
+            from mmvmamba.torchvision_stubs import define_missing_operators
+
+            define_missing_operators()
+
+
+sys.meta_path.insert(0, Finder)
+'''
+
+
+def mend_torchvision(site: Path) -> None:
+    """Let every program of an environment without CUDA import torchvision, and so the toolboxes, whoever asks first.
+
+    Args:
+        site: its folder site-packages.
+    """
+    (site / 'mmvmamba_torchvision_hook.py').write_text(TORCHVISION_HOOK)
+    (site / 'mmvmamba_torchvision_hook.pth').write_text('import mmvmamba_torchvision_hook\n')
+
+
 def set_up(venv: Path, torch_option: str) -> None:
     """Bring the environment at `venv` to the state that the constraints file describes."""
     check_python(sys.version_info[:2])
@@ -429,6 +465,9 @@ def set_up(venv: Path, torch_option: str) -> None:
     fit_torchvision(env, variant)
     Mmcv(env, variant).install()
     env.step('mmvmamba (editable), toolboxes, test tools', NETWORK, '--no-build-isolation', '--editable', '.[test]')
+    if variant == 'cpu':
+        for site in env.sites():
+            mend_torchvision(site)
     env.stamp.write_text(stamp)
     print(f'Environment ready after {time.monotonic() - start:.0f} s.', flush=True)
 

@@ -18,6 +18,6 @@ def test_every_config_is_found_by_name():
     assert model_hub.register() == classifiers
     rows = yaml.safe_load((HOME / 'configs/metafile.yml').read_text())['Models']
     assert set(list_models()) - before == {row['Name'] for row in rows}
-    tasks = {row['Name']: {result['Task'] for result in row['Results']} for row in rows}
+    tasks = {row['Name']: {result['Task'] for result in row.get('Results', ())} for row in rows}
     assert classifiers == [name for name, of in tasks.items() if 'Image Classification' in of]
     assert ModelHub.get(rows[0]['Name']).config.filename.endswith(rows[0]['Config'])
