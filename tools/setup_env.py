@@ -417,8 +417,10 @@ class Mmcv:
             raise SetupError('mmcv was not compiled: the lines above say why and what to do.')
 
 
-TORCHVISION_HOOK = '''"""Written by mmvmamba's set-up: torchvision built for CUDA is imported beside a PyTorch for CPUs, see
-mmvmamba/torchvision_stubs.py."""
+TORCHVISION_HOOK = '''"""Written by mmvmamba's set-up: lets torchvision built for CUDA be imported beside a PyTorch for CPUs.
+
+Why and how: mmvmamba/torchvision_stubs.py.
+"""
 
 import sys
 
