@@ -38,5 +38,6 @@ def define_missing_operators() -> bool:
     else:
         return False
     for name in ('nms', 'qnms'):
-        torch.library.define(f'torchvision::{name}', _SCHEMA)
+        if not hasattr(torch.ops.torchvision, name):  # set-up's finder, which `find_spec` asks, may have been here
+            torch.library.define(f'torchvision::{name}', _SCHEMA)
     return True
