@@ -417,7 +417,7 @@ class Mmcv:
             raise SetupError('mmcv was not compiled: the lines above say why and what to do.')
 
 
-TORCHVISION_HOOK = '''"""Written by mmvmamba's set-up: lets a torchvision for CUDA be imported beside a PyTorch for CPUs.
+TORCHVISION_HOOK = '''"""Written by mmvmamba's set-up: lets torchvision for CUDA be imported beside a PyTorch for CPUs.
 
 Why and how: mmvmamba/torchvision_stubs.py.
 """
