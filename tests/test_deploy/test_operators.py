@@ -69,34 +69,25 @@ def test_long_sequences_neither_overflow_nor_lose_their_start():
 
 
 class _Model(torch.nn.Module):
-    """Every operator on one grid."""
+    """VMamba's operators on one grid, both patterns of routes; FastVim's is in `test_exporting`."""
 
     def __init__(self, states=2):
         super().__init__()
         self.grid = {k: v for k, v in ss2d_inputs(states=states).items() if k != 'x'}
-        self.pooled = {k: v for k, v in pooled_scan_inputs(channels=4).items() if k != 'xz'}
-        self.sequence = {k: v for k, v in scan_inputs(groups=1, states=states).items() if k in ('A', 'Ds')}
+        self.sequence = {k: v for k, v in scan_inputs(groups=1, channels=16, states=states).items() if k in ('A', 'Ds')}
         self.kernel = torch.randn(8, 1, 3, 3, generator=torch.Generator().manual_seed(0))
 
     def forward(self, x):
         y = depthwise_conv_silu(x, self.kernel)
         y = ss2d_norm(y, **self.grid, norm_weight=torch.ones(8), norm_bias=torch.zeros(8), gate=x)
         y = torch.cat([y, ss2d(y, **self.grid, routes='cascade')], dim=3)
-        y = y[..., ::2]
-        y = torch.cat(
-            [
-                pooled_scan_by_name(y, **self.pooled, axis=axis, pool=pool)
-                for axis, pool in (('row', 'max'), ('column', 'mean'))
-            ],
-            dim=3,
-        )
         walk = y.flatten(1, 2).mT
         states = self.sequence['A'].shape[1]
         return selective_scan(walk, walk, Bs=walk[:, :states], Cs=walk[:, 1 : states + 1], **self.sequence)
 
 
 def test_in_onnxruntime(tmp_path):
-    """One file, every operator; sizes other than the traced one, single rows and columns too."""
+    """One file; sizes other than the traced one, single rows and columns too."""
     onnxruntime = pytest.importorskip('onnxruntime')
     model, functions, auto = _Model(), Functions(20), torch.export.Dim.AUTO
     with torch.no_grad(), dispatch.exporting(opaque=True):
