@@ -13,6 +13,7 @@ import argparse
 import os
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -72,8 +73,18 @@ def _write(arguments: argparse.Namespace, what: modules.Exportable) -> tuple[str
     return 'program', exporting.to_program(what, arguments.out, shape)
 
 
+def _need_packages(arguments: argparse.Namespace) -> None:
+    """Before any work: what writing and checking an ONNX file imports."""
+    missing = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if find_spec(name) is None]
+    if arguments.out.suffix == '.onnx' and missing:
+        raise ModuleNotFoundError(
+            f'{arguments.out} needs {", ".join(missing)}, not installed here: pip install {" ".join(missing)}'
+        )
+
+
 def export(arguments: argparse.Namespace) -> int:
     """Export and check; returns the exit code."""
+    _need_packages(arguments)
     image = None
     if arguments.check:
         from PIL import Image
@@ -106,7 +117,7 @@ def export(arguments: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     try:
         return export(parse_arguments(argv))
-    except (FileNotFoundError, ValueError, RuntimeError) as error:
+    except (FileNotFoundError, ModuleNotFoundError, ValueError, RuntimeError) as error:
         print(f'export.py: {error}', file=sys.stderr)
         return 2
 

@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from PIL import Image, ImageDraw, ImageOps
 
 _SIDES = {'classifier': 224, 'segmentor': 512, 'backbone': 512}
@@ -47,6 +46,11 @@ def _session(path: Path):
     """The session and what the file says of itself."""
     if not path.is_file():
         raise FileNotFoundError(f'model {path} does not exist')
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ValueError(f'{path} is run by onnxruntime ({error}): pip install onnxruntime') from error
+
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     known = session.get_modelmeta().custom_metadata_map
     facts = {key.removeprefix('mmvmamba.'): value for key, value in known.items() if key.startswith('mmvmamba.')}

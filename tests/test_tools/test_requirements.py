@@ -13,8 +13,9 @@ from packaging.requirements import Requirement
 from tool_runs import ROOT
 
 # what a tool or a backend imports and says how to get, or is asked for by name alone
-OPTIONAL = {'triton', 'numba', 'psutil', 'safetensors', 'mmpretrain', 'deepspeed', 'pytest'}
+OPTIONAL = {'triton', 'numba', 'psutil', 'safetensors', 'mmpretrain', 'deepspeed', 'pytest', 'pandas'}
 OPTIONAL |= {'mamba_ssm', 'selective_scan_cuda_oflex'}  # rivals in benchmarks
+OPTIONAL |= {'onnx', 'onnx_ir', 'onnxruntime', 'onnxscript'}  # the extra `export`, which its tool names
 ONE_TOOLBOX = {'mmdet': 'segmentation', 'mmseg': 'detection'}
 SOURCES = sorted(path for folder in ('mmvmamba', 'kernels', 'tools') for path in (ROOT / folder).rglob('*.py'))
 
@@ -58,7 +59,8 @@ def imported(tree: ast.AST, everywhere: bool):
 
 @pytest.mark.skipif(not forks_are_installed(), reason='the extras name the onedl-* packages, others are installed')
 def test_every_package_that_the_code_imports_is_brought_by_an_extra_or_optional():
-    known = brought_by('det') | brought_by('seg') | OPTIONAL | set(sys.stdlib_module_names) | {'mmvmamba'}
+    known = OPTIONAL | set(sys.stdlib_module_names) | {'mmvmamba'}
+    known = known.union(*map(brought_by, ('det', 'seg', 'cls')))
     local = {path.stem for path in SOURCES}
     for path in SOURCES:
         unknown = set(imported(ast.parse(path.read_text()), everywhere=True)) - known - local
@@ -87,6 +89,7 @@ def test_every_tool_starts_with_one_toolbox_and_nothing_optional(missing):
 @pytest.mark.parametrize(
     ('words', 'gone', 'code', 'said'),
     [
+        (['export.py', 'CONFIG', '--out', 'x.onnx'], 'onnxruntime', 2, 'pip install onnxruntime'),
         (['analysis/erf.py', 'CONFIG', '--size', '32', '--images', '1'], 'psutil', 0, ''),
         (['analysis/erf.py', 'resnet50', '--size', '32'], 'mmdet', 2, 'mmdet'),
         (['benchmark.py', 'kernels', '--height', '4', '--width', '4'], 'psutil', 2, 'pip install psutil'),
