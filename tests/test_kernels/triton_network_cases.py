@@ -24,14 +24,17 @@ def exact_convolutions():
         yield
 
 
-@pytest.mark.parametrize('name', VMAMBAS)
+# the interpreter takes minutes for s1 and v0, whose scans have cases of their own
+@pytest.mark.parametrize('name', ('s2', 'unidi', 'bidi', 'cascade') if INTERPRETED else VMAMBAS)
 def test_golden_backbone(name, data_dir):
     check_backbone(data_dir / f'vmamba_{name}.safetensors', 'triton', FLOAT32, FLOAT32, DEVICE)
 
 
-def test_golden_classifier(data_dir):
-    pytest.importorskip('mmpretrain')
-    check_classifier(data_dir / 'cls_vmamba.safetensors', 'triton', LOGITS, FLOAT32, DEVICE)
+if not INTERPRETED:  # as above: a minute and a half
+
+    def test_golden_classifier(data_dir):
+        pytest.importorskip('mmpretrain')
+        check_classifier(data_dir / 'cls_vmamba.safetensors', 'triton', LOGITS, FLOAT32, DEVICE)
 
 
 def network(**changes) -> VMamba:
