@@ -44,8 +44,8 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='Accuracy', topk=(1,))
 test_evaluator = val_evaluator
 
-epochs = 20
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=5)
+epochs = 32
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=8)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 param_scheduler = [
