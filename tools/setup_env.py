@@ -19,8 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 try:
@@ -36,8 +35,6 @@ CPU_INDEX = 'https://download.pytorch.org/whl/cpu'
 MMCV_INDEX = 'https://mmwheels.onedl.ai'  # wheels that the forks' maintainers publish, a folder per torch build
 INDEX_LIMIT = 8.0  # seconds after which that index counts as unreachable
 TORCHVISION_LIMIT = 60.0  # seconds for finding and fetching 2 MB
-# What else is installed, of files enough to take half a minute, ready-made, and used by no step before the last.
-AHEAD = ('triton', 'opencv-python', 'scipy', 'llvmlite', 'numba', 'onnx', 'onnxruntime', 'matplotlib', 'ruff')
 LOCK_LIMIT = 1800.0  # seconds to wait for another set-up of the same environment
 TAIL = 25  # lines of the log that are shown when a step fails
 WIDTH = 200  # and how much of each: a compiler's command line fills a page
@@ -160,7 +157,14 @@ class Shell:
         **options,
     ) -> tuple[bool, str]:
         """Run a command, updating `line` meanwhile; whether it succeeded within `limit` seconds, and its output."""
-        child, begin = self.start(command, **options)
+        with self.log.open('a') as log:
+            log.write(f'\n$ {shlex.join(command)}\n')
+            log.flush()
+            begin = self.log.stat().st_size
+            options = {'cwd': ROOT, 'start_new_session': True, 'pass_fds': self.locks, **options}
+            if os.name == 'nt':
+                options.pop('pass_fds')
+            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, **options)
         start = time.monotonic()
         try:
             while child.poll() is None and (limit is None or time.monotonic() - start < limit):
@@ -171,29 +175,12 @@ class Shell:
                 except subprocess.TimeoutExpired:
                     continue
         finally:
-            self.end(child)
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL) if os.name == 'posix' else child.kill()
+                child.wait()
         with self.log.open(errors='replace') as log:
             log.seek(begin)
             return child.returncode == 0, log.read()
-
-    def start(self, command: list[str], **options) -> tuple[subprocess.Popen, int]:
-        """Start a command; its process, and where its output begins in the log."""
-        with self.log.open('a') as log:
-            log.write(f'\n$ {shlex.join(command)}\n')
-            log.flush()
-            begin = self.log.stat().st_size
-            options = {'cwd': ROOT, 'start_new_session': True, 'pass_fds': self.locks, **options}
-            if os.name == 'nt':
-                options.pop('pass_fds')
-            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, **options)
-        return child, begin
-
-    @staticmethod
-    def end(child: subprocess.Popen) -> None:
-        """End a process that runs on, with those that it started."""
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL) if os.name == 'posix' else child.kill()
-            child.wait()
 
     def failure(self, what: str, output: str, otherwise: str) -> SetupError:
         """The error of a failed step: the last lines of its output, and what to do."""
@@ -287,20 +274,6 @@ class Environment:
         if arguments[0] == 'install':
             command += ['-c', str(CONSTRAINTS)]
         return self.shell.run(command, line, limit=limit)
-
-    @contextmanager
-    def installing_ahead(self) -> Iterator[None]:
-        """Meanwhile install `AHEAD`, on a core that a compiler of one file leaves idle.
-
-        Of a failure only the log tells: the step that installs everything meets it again.
-        """
-        options = ['--quiet', '--no-deps', '--only-binary=:all:', '-c', str(CONSTRAINTS)]
-        child, _ = self.shell.start([str(self.python), '-m', 'pip', 'install', *options, *AHEAD])
-        try:
-            yield
-            child.wait()
-        finally:
-            self.shell.end(child)
 
     def ask(self, code: str) -> dict:
         """What Python code run in the environment prints as JSON; nothing where it fails."""
@@ -434,13 +407,12 @@ class Mmcv:
         command = [str(self.env.python), str(ROOT / 'tools' / 'build_mmcv.py'), self.requirement, '--indent', '      ']
         command += ['--constraint', str(CONSTRAINTS), '--log', str(self.env.shell.log)]
         command += ['--work', str(self.env.path / 'mmcv-build')]
-        with self.env.installing_ahead():
-            child = subprocess.Popen(command, cwd=ROOT)
-            try:
-                code = child.wait()
-            finally:
-                child.terminate()
-                child.wait()
+        child = subprocess.Popen(command, cwd=ROOT)
+        try:
+            code = child.wait()
+        finally:
+            child.terminate()
+            child.wait()
         if code:
             raise SetupError('mmcv was not compiled: the lines above say why and what to do.')
 
