@@ -272,7 +272,8 @@ class Environment:
         """Run pip with the constraints, its output into the log; whether it succeeded, and the output."""
         command = [str(self.python), '-m', 'pip', *arguments]
         if arguments[0] == 'install':
-            command += ['-c', str(CONSTRAINTS)]
+            # bytecode for every module of torch and scipy takes half a minute; Python makes what is imported, as it goes
+            command += ['-c', str(CONSTRAINTS), '--no-compile']
         return self.shell.run(command, line, limit=limit)
 
     def ask(self, code: str) -> dict:
