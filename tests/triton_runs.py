@@ -6,6 +6,9 @@ import torch
 from mmvmamba.kernels import dispatch
 from mmvmamba.kernels.testing import TOLERANCE, assert_close, output_and_gradients
 
+OLDEST_TRITON = '.'.join(map(str, dispatch.OLDEST_TRITON))
+"""What the kernels need: `pytest.importorskip('triton', minversion=OLDEST_TRITON)`, before any of them is imported."""
+
 INTERPRETED = interpreter.interpreted
 DEVICE = 'cpu' if INTERPRETED else 'cuda'
 FLOAT32 = 1e-5 if INTERPRETED else 1e-4  # a GPU takes the hardware's fast log2
@@ -19,11 +22,6 @@ MARKS = [
     pytest.mark.usefixtures('poisoned_buffers', 'quick_interpreter'),
 ]
 """For every file of such tests: `pytestmark = MARKS`."""
-
-
-def triton_of_the_kernels():
-    """The package triton; a test is skipped where it is missing, or older than the kernels need."""
-    return pytest.importorskip('triton', minversion='.'.join(map(str, dispatch.OLDEST_TRITON)))
 
 
 def check(function, arguments, tolerance, **options):

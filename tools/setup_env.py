@@ -272,7 +272,7 @@ class Environment:
         """Run pip with the constraints, its output into the log; whether it succeeded, and the output."""
         command = [str(self.python), '-m', 'pip', *arguments]
         if arguments[0] == 'install':
-            # bytecode for every module of torch and scipy takes half a minute; Python makes what is imported, as it goes
+            # bytecode of every module of torch and scipy takes half a minute; Python makes that of what is imported
             command += ['-c', str(CONSTRAINTS), '--no-compile']
         return self.shell.run(command, line, limit=limit)
 

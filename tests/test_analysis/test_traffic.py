@@ -7,11 +7,11 @@ import textwrap
 
 import numpy as np
 import pytest
-from triton_runs import triton_of_the_kernels
+from triton_runs import OLDEST_TRITON
 
 from mmvmamba.analysis.traffic import Traffic, counting
 
-triton_of_the_kernels()
+pytest.importorskip('triton', minversion=OLDEST_TRITON)
 
 
 def in_interpreter(code, folder):

@@ -1,7 +1,6 @@
 """Files of tiny networks: every family, ONNX and torch.export, and how the steps of the recurrence grow."""
 
 import numpy as np
-import onnx_ir
 import pytest
 import torch
 from mmvmamba.kernels.selective_scan import decomposed
@@ -10,6 +9,7 @@ from torch import nn
 from mmvmamba.deploy import alone, checking, exporting, modules
 from mmvmamba.models import FastVim, VMamba
 
+onnx_ir = pytest.importorskip('onnx_ir')
 pytest.importorskip('onnxruntime')
 
 TINY = {

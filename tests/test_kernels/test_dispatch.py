@@ -7,8 +7,7 @@ import pytest
 import torch
 from mmvmamba.kernels import BackendUnavailableError, availability, dispatch, selective_scan
 from mmvmamba.kernels.testing import scan_inputs
-
-OLDEST = '.'.join(map(str, dispatch.OLDEST_TRITON))
+from triton_runs import OLDEST_TRITON
 
 
 def test_unknown_backend_lists_the_known_ones():
@@ -49,7 +48,7 @@ def test_auto_never_takes_the_reference(monkeypatch):
     'operator', [name for name, found in dispatch._operators.items() if 'triton' in found._modules]
 )
 def test_on_a_gpu_auto_leaves_it_to_each_variant(operator, monkeypatch, caplog):
-    pytest.importorskip('triton', minversion=OLDEST)
+    pytest.importorskip('triton', minversion=OLDEST_TRITON)
     monkeypatch.delenv('MMVMAMBA_BACKEND', raising=False)
     caplog.set_level('INFO', 'mmvmamba.kernels')
     dispatch.forget()
@@ -73,7 +72,7 @@ def test_without_triton_a_gpu_takes_pytorch(monkeypatch, caplog):
 
 
 def test_what_is_asked_for_by_name_is_said_to_be_unchecked(monkeypatch, caplog):
-    pytest.importorskip('triton', minversion=OLDEST)
+    pytest.importorskip('triton', minversion=OLDEST_TRITON)
     caplog.set_level('INFO', 'mmvmamba.kernels')
     dispatch.forget()
     assert dispatch.choose('ss2d', 'triton', 'cuda') == 'triton'
@@ -81,7 +80,7 @@ def test_what_is_asked_for_by_name_is_said_to_be_unchecked(monkeypatch, caplog):
 
 
 def test_a_wrong_way_to_verify_is_named_at_the_door(monkeypatch):
-    pytest.importorskip('triton', minversion=OLDEST)
+    pytest.importorskip('triton', minversion=OLDEST_TRITON)
     monkeypatch.delenv('MMVMAMBA_BACKEND', raising=False)
     monkeypatch.setenv('MMVMAMBA_VERIFY', 'never')
     dispatch.forget()

@@ -14,8 +14,9 @@ from datetime import timedelta
 import pytest
 import torch
 from mmvmamba.kernels import dispatch
+from triton_runs import OLDEST_TRITON
 
-pytest.importorskip('triton', minversion='.'.join(map(str, dispatch.OLDEST_TRITON)))
+pytest.importorskip('triton', minversion=OLDEST_TRITON)
 
 from mmvmamba.kernels import Direction, pooled_scan, registration, ss2d, ss2d_norm, verify
 from mmvmamba.kernels.shared_triton import launch

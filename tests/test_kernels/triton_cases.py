@@ -13,10 +13,11 @@ from mmvmamba.kernels.testing import (
     scan_inputs,
     ss2d_inputs,
 )
-from triton_runs import DEVICE, FLOAT32, INTERPRETED, MARKS, TOLERANCES, check, check_like_input
+from triton_runs import DEVICE, FLOAT32, INTERPRETED, MARKS, OLDEST_TRITON, TOLERANCES, check, check_like_input
 
-scan = pytest.importorskip('mmvmamba.kernels.shared_triton.scan')
-launch = pytest.importorskip('mmvmamba.kernels.shared_triton.launch')
+pytest.importorskip('triton', minversion=OLDEST_TRITON)
+
+from mmvmamba.kernels.shared_triton import launch, scan
 
 GOLDEN_NAMES = {'u': 'u', 'delta': 'delta', 'A': 'A', 'Bs': 'B', 'Cs': 'C', 'Ds': 'D', 'delta_bias': 'delta_bias'}
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from golden_runs import VMAMBAS, check_backbone, check_classifier
 from mmvmamba.kernels.testing import assert_close
-from triton_runs import DEVICE, FLOAT32, INTERPRETED, LOGITS, MARKS
+from triton_runs import DEVICE, FLOAT32, INTERPRETED, LOGITS, MARKS, OLDEST_TRITON
 
 from mmvmamba.models import VMamba
 
-pytest.importorskip('triton')
+pytest.importorskip('triton', minversion=OLDEST_TRITON)
 
 SMALL = dict(embed_dims=8, depths=(1, 1, 1, 1), drop_path_rate=0.0, backend='triton')
 

@@ -10,13 +10,12 @@ from mmvmamba.kernels.testing import (
     pooled_scan_by_name,
     pooled_scan_inputs,
 )
-from triton_runs import DEVICE, FLOAT32, INTERPRETED, LOGITS, MARKS, TOLERANCES
+from triton_runs import DEVICE, FLOAT32, INTERPRETED, LOGITS, MARKS, OLDEST_TRITON, TOLERANCES
 
-numerics = pytest.importorskip('mmvmamba.kernels.shared_triton.numerics')
-launch = pytest.importorskip('mmvmamba.kernels.shared_triton.launch')
-triton_pool_bwd = pytest.importorskip('mmvmamba.kernels.pooled_scan.triton_pool_bwd')
-triton_gate = pytest.importorskip('mmvmamba.kernels.pooled_scan.triton_gate')
-triton_gate_bwd = pytest.importorskip('mmvmamba.kernels.pooled_scan.triton_gate_bwd')
+pytest.importorskip('triton', minversion=OLDEST_TRITON)
+
+from mmvmamba.kernels.pooled_scan import triton_gate, triton_gate_bwd, triton_pool_bwd
+from mmvmamba.kernels.shared_triton import launch, numerics
 
 AXES = ['row', 'column']
 POOLS = ['mean', 'max', None]

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from triton_runs import DEVICE, INTERPRETED, MARKS, OLDEST_TRITON, TOLERANCES
+
+pytest.importorskip('triton', minversion=OLDEST_TRITON)
+
 import triton
 import triton.language as tl
 from mmvmamba.kernels import (
@@ -26,7 +30,6 @@ from mmvmamba.kernels.shared_triton import launch, scan
 from mmvmamba.kernels.testing import assert_close, output_and_gradients, ss2d_inputs
 from mmvmamba.kernels.verify import probe, verdicts
 from mmvmamba.kernels.verify.verdicts import Verdict
-from triton_runs import DEVICE, INTERPRETED, MARKS, TOLERANCES
 
 pytestmark = MARKS
 

@@ -5,8 +5,9 @@ import torch
 from mmengine.config import Config
 from mmvmamba.kernels import dispatch
 from tool_runs import ROOT, load_tool
+from triton_runs import OLDEST_TRITON
 
-pytest.importorskip('triton', minversion='.'.join(map(str, dispatch.OLDEST_TRITON)))
+pytest.importorskip('triton', minversion=OLDEST_TRITON)
 
 from mmvmamba.kernels import verify
 from mmvmamba.kernels.shared_triton import numerics, scan

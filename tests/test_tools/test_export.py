@@ -4,7 +4,6 @@ import ast
 from pathlib import Path
 
 import numpy as np
-import onnx_ir
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
@@ -14,6 +13,7 @@ from tool_runs import load_tool
 
 from mmvmamba.deploy.modules import exportable
 
+onnx_ir = pytest.importorskip('onnx_ir')
 pytest.importorskip('onnxruntime')
 
 SEGMENTOR = """
