@@ -12,6 +12,7 @@ import inspect
 import logging
 import math
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,7 @@ _HOW_TO_GET = {
     ),
 }
 TASKS = tuple(_HOW_TO_GET)
+GLOO_REST = 0.2  # seconds in which gloo's threads end their last work
 """The toolboxes: detection, segmentation, classification."""
 
 
@@ -244,8 +246,11 @@ def leave_processes() -> None:
 
     Gloo's threads end with the last reference to their group, which lies in the cycles of a runner. At the
     interpreter's end such a thread may still be freeing tensors, which kills a process that has done all its work.
+    The group's destructor waits for its threads without letting go of the interpreter's lock, which a thread needs to
+    free the tensors of its last collective: a deadlock (seen with PyTorch 2.4), hence the rest before.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        time.sleep(GLOO_REST)
         torch.distributed.destroy_process_group()
         gc.collect()
 
