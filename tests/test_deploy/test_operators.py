@@ -15,7 +15,10 @@ from mmvmamba.kernels.testing import (
     ss2d_inputs,
 )
 
+from mmvmamba.deploy.exporting import OLDEST_TORCH
 from mmvmamba.deploy.operators import DOMAIN, Functions
+
+pytest.importorskip('torch', minversion='.'.join(map(str, OLDEST_TORCH)))
 
 SIZES = [(5, 7), (1, 9), (9, 1), (1, 1)]
 
