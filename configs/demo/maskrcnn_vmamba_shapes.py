@@ -50,47 +50,14 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100), rcnn=dict(max_per_img=20)),
 )
 
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='Resize', scale=(224, 128), keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile', _scope_='mmdet'),
-    dict(type='Resize', _scope_='mmdet', scale=(224, 128), keep_ratio=True),
-    dict(type='LoadAnnotations', _scope_='mmdet', with_bbox=True, with_mask=True),
-    dict(
-        type='PackDetInputs',
-        _scope_='mmdet',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-    ),
-]
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [dict(type='Resize', scale=scale, keep_ratio=True) for scale in [(192, 112), (224, 128), (256, 144)]],
-            [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
-            [dict(type='LoadAnnotations', with_bbox=True)],
-            [
-                dict(
-                    type='PackDetInputs',
-                    meta_keys=(
-                        'img_id',
-                        'img_path',
-                        'ori_shape',
-                        'img_shape',
-                        'scale_factor',
-                        'flip',
-                        'flip_direction',
-                    ),
-                )
-            ],
-        ],
-    ),
+# _base_'s pipelines for smaller images, number by number of their steps
+train_pipeline = _base_.train_pipeline
+train_pipeline[2].update(scale=(224, 128))  # Resize
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].update(scale=(224, 128))  # Resize
+tta_pipeline = _base_.tta_pipeline
+tta_pipeline[1]['transforms'][0] = [
+    dict(type='Resize', scale=scale, keep_ratio=True) for scale in [(192, 112), (224, 128), (256, 144)]
 ]
 train_dataloader = dict(
     batch_size=8,

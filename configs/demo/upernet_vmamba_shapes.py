@@ -30,34 +30,16 @@ model = dict(
     auxiliary_head=dict(in_channels=128, channels=32, num_classes=8, norm_cfg=dict(type='BN')),
 )
 
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='RandomResize', scale=(512, 128), ratio_range=(0.9, 1.3), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackSegInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile', _scope_='mmseg'),
-    dict(type='Resize', _scope_='mmseg', scale=(512, 128), keep_ratio=True),
-    dict(type='LoadAnnotations', _scope_='mmseg', reduce_zero_label=True),
-    dict(type='PackSegInputs', _scope_='mmseg'),
-]
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [dict(type='Resize', scale=scale, keep_ratio=True) for scale in [(384, 96), (512, 128), (640, 160)]],
-            [
-                dict(type='RandomFlip', prob=0.0, direction='horizontal'),
-                dict(type='RandomFlip', prob=1.0, direction='horizontal'),
-            ],
-            [dict(type='LoadAnnotations', reduce_zero_label=True)],
-            [dict(type='PackSegInputs')],
-        ],
-    ),
+# _base_'s pipelines for smaller images, number by number of their steps
+train_pipeline = _base_.train_pipeline
+train_pipeline[2].update(scale=(512, 128), ratio_range=(0.9, 1.3))  # RandomResize
+train_pipeline[3].update(crop_size=crop_size)  # RandomCrop
+del train_pipeline[5]  # PhotoMetricDistortion: classes differ in colour
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].update(scale=(512, 128))  # Resize
+tta_pipeline = _base_.tta_pipeline
+tta_pipeline[1]['transforms'][0] = [
+    dict(type='Resize', scale=scale, keep_ratio=True) for scale in [(384, 96), (512, 128), (640, 160)]
 ]
 # ADE20KDataset insists on ADE20K's classes; the layout and the label files are the same
 dataset = dict(

@@ -2,7 +2,11 @@
 # in minutes. Wells, not images, are split: nothing of a validation well was seen.
 #     python tools/make_shapes_dataset.py data/shapes --channels 8 --train 960 --val 240 --size 64
 #     python tools/train.py configs/jumpcp/demo.py
-_base_ = ['../_base_/models/fastchannelvim_s.py', '../_base_/runtime_channels.py']
+_base_ = [
+    '../_base_/models/fastchannelvim_s.py',
+    '../_base_/datasets/jumpcp.py',
+    '../_base_/runtime_channels.py',
+]
 
 num_classes = 6
 channels = 64
@@ -26,31 +30,17 @@ train_pipeline = [
     dict(type='mmvmamba.RandomFlipOrRotate', prob=0.8),
     dict(type='PackInputs', _scope_='mmpretrain'),
 ]
-test_pipeline = [dict(type='mmvmamba.LoadPlanes', channels=8), dict(type='PackInputs', _scope_='mmpretrain')]
 plate = dict(
-    type='mmvmamba.JumpCPDataset',
     data_root='data/shapes/cells',
     tables='plate.csv',
     plate_map='platemap.csv',
     metadata='metadata.csv',
     split_by='well',
 )
-loader = dict(batch_size=24, num_workers=1, collate_fn=dict(type='default_collate'))
-train_dataloader = dict(
-    **loader,
-    # workers start anew each epoch, seeded by ReproducibleRandomness: what they draw survives a resume
-    persistent_workers=False,
-    worker_init_fn=dict(type='mmvmamba.seed_worker'),
-    drop_last=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(**plate, split='train', pipeline=train_pipeline),
-)
-val_dataloader = dict(
-    **loader,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(**plate, split='val', test_mode=True, pipeline=test_pipeline),
-)
-test_dataloader = val_dataloader
+loader = dict(batch_size=24, num_workers=1)
+train_dataloader = dict(**loader, dataset=dict(**plate, pipeline=train_pipeline))
+val_dataloader = dict(**loader, dataset=dict(**plate))
+test_dataloader = dict(**loader, dataset=dict(**plate, split='val'))
 
 epochs = 16
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=4)

@@ -2,7 +2,11 @@
 #     python tools/make_shapes_dataset.py data/shapes
 #     python tools/train.py configs/mae/demo.py
 #     python tools/analysis/mae_pictures.py configs/mae/demo.py CHECKPOINT IMAGE... --out mae.png
-_base_ = ['../_base_/models/mae_fastvim_b.py', '../_base_/runtime_mae.py']
+_base_ = [
+    '../_base_/models/mae_fastvim_b.py',
+    '../_base_/datasets/imagenet_mae.py',
+    '../_base_/runtime_mae.py',
+]
 
 size, patch = 64, 8
 channels, depth = 96, 6
@@ -20,13 +24,8 @@ train_pipeline = [
 train_dataloader = dict(
     batch_size=32,
     num_workers=1,
-    # workers start anew each epoch, seeded by ReproducibleRandomness: what they draw survives a resume
-    persistent_workers=False,
-    worker_init_fn=dict(type='mmvmamba.seed_worker'),
-    drop_last=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    collate_fn=dict(type='default_collate'),
     dataset=dict(
+        _delete_=True,
         type='CustomDataset',
         _scope_='mmpretrain',
         data_root='data/shapes/coco',

@@ -132,6 +132,9 @@ def chunk_state_bwd(
     `adjoints[c] = sum_t 2^(A (u_1 + ... + u_t)) C_t dy_t` over the chunk, `(B, chunks, K, N, D)`. `tiles` hold states
     of a scan from zero at the chunk's start, `tile_sums (B, tiles, K, D)` the chunk's time steps before each tile: with
     the state that enters the chunk they make the tile's. Apart, two scans would project and read everything twice.
+
+    For D=96 in bfloat16 this takes 4 % more instructions on sm_90 than before it was a kernel of its own: ptxas finds a
+    tile's addresses in uniform registers. With `maxnreg=255` it is 2 %, at 12 programs a multiprocessor instead of 16.
     """
     N: tl.constexpr = SPEC.N
     D: tl.constexpr = SPEC.D

@@ -2,7 +2,9 @@
 
 import math
 
+from mmengine.optim import OptimWrapper
 from mmengine.optim.scheduler.param_scheduler import INF, _ParamScheduler
+from torch.optim import Optimizer
 
 from mmvmamba.registry import PARAM_SCHEDULERS
 
@@ -25,7 +27,16 @@ class CosineWeightDecay(_ParamScheduler):
     details.
     """
 
-    def __init__(self, optimizer, ratio: float, begin=0, end=INF, last_step=-1, by_epoch=True, verbose=False):
+    def __init__(
+        self,
+        optimizer: Optimizer | OptimWrapper,
+        ratio: float,
+        begin: int = 0,
+        end: int = INF,
+        last_step: int = -1,
+        by_epoch: bool = True,
+        verbose: bool = False,
+    ):
         if ratio < 0 or end == INF:
             raise ValueError(
                 f'CosineWeightDecay: ratio={ratio!r}, end={end!r}; expected a ratio from 0 up and the last step'

@@ -8,6 +8,7 @@ the image's channels; here such a channel is called a plane where channels of fe
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -18,9 +19,10 @@ from mmvmamba.kernels.dispatch import BACKENDS
 from mmvmamba.kernels.pooled_scan.op import AXES, PLANES, POOLS
 from mmvmamba.registry import register_model
 
-from ..arguments import check_choice, check_out_indices
+from ..arguments import check_out_indices
+from ..layers.class_token import insert_token, token_place
 from ..layers.positions import resize_positions
-from ..layers.recompute import recomputed
+from ..layers.precision import widened
 from .columnar import ARCHS, ColumnarBackbone, build_blocks
 
 OUT_TYPES = ('avg_featmap', 'featmap', 'dense', 'cls_token')
@@ -30,7 +32,12 @@ MERGES = ('mean', 'concat')
 class PlanePatchEmbed(nn.Module):
     """One linear map per square patch of a plane, the same for all planes, and a vector for every plane."""
 
-    def __init__(self, planes: int, channels: int, patch_size: int):
+    def __init__(
+        self,
+        planes: int,
+        channels: int,
+        patch_size: int,
+    ):
         super().__init__()
         self.patch_size = patch_size
         side = (1, patch_size, patch_size)
@@ -94,6 +101,9 @@ class FastChannelVim(ColumnarBackbone):
     """
 
     family = 'channel_vim'
+    choices: ClassVar = dict(
+        out_type=OUT_TYPES, merge=MERGES, pool=POOLS, scan_path=AXES, planes=PLANES, backend=('auto', *BACKENDS)
+    )
 
     def __init__(
         self,
@@ -120,15 +130,8 @@ class FastChannelVim(ColumnarBackbone):
     ):
         super().__init__(init_cfg=init_cfg)
         name = type(self).__name__
-        for label, value, choices in (
-            ('out_type', out_type, OUT_TYPES),
-            ('merge', merge, MERGES),
-            ('pool', pool, POOLS),
-            ('scan_path', scan_path, AXES),
-            ('planes', planes, PLANES),
-            ('backend', backend, ('auto', *BACKENDS)),
-        ):
-            check_choice(name, label, value, choices)
+        self._check_choices(out_type=out_type, merge=merge, pool=pool, scan_path=scan_path, planes=planes)
+        self._check_choices(backend=backend)
         if out_type == 'cls_token' and pool is not None:
             raise ValueError(f"{name}: out_type='cls_token' needs pool=None; a pooled model has no class token")
         spec = self._describe(arch, 'small', img_size, patch_size, fields)
@@ -251,20 +254,16 @@ class FastChannelVim(ColumnarBackbone):
     def _extract(self, x: torch.Tensor, planes: torch.Tensor) -> tuple[torch.Tensor, ...]:
         hidden = self.patch_embed(x, planes)
         positions = resize_positions(self.pos_embed, self.grid, hidden.shape[1:3])
-        hidden, residual = (hidden + positions[:, :, :, None]).contiguous(), None
+        hidden = (hidden + positions[:, :, :, None]).contiguous()
         if self.cls_token is not None:
             hidden = self._with_token(hidden)
-        outs = []
-        for i, block in enumerate(self.layers):
-            inputs = (hidden, residual)
-            hidden, residual = recomputed(block, *inputs) if self.with_cp else block(*inputs)
-            if self.out_type == 'dense' and i in self.out_indices:
-                outs.append(self._as_map(getattr(self, f'outnorm_{len(outs)}')(hidden), planes))
+        outs, residual = self._through_blocks(hidden)
         if self.out_type == 'dense':
-            return tuple(outs)
-        total = residual + self.drop_path(hidden.to(residual.dtype))
+            norms = (norm for _, norm in self._output_norms())
+            return tuple(self._as_map(norm(out), planes) for norm, out in zip(norms, outs, strict=True))
+        total = residual + self.drop_path(widened(outs[0]))
         if self.out_type == 'cls_token':
-            total = total[:, 0, (total.shape[2] - 1) // 2]
+            total = total[:, 0, token_place(total.shape[2])]
         out = self.norm_f(total.to(self.norm_f.weight.dtype))
         if self.out_type == 'featmap':
             return (self._as_map(out, planes),)
@@ -276,10 +275,7 @@ class FastChannelVim(ColumnarBackbone):
             hidden = hidden.transpose(1, 2)
         if self.layers[0].mixer.planes == 'outer':
             hidden = hidden.movedim(3, 1)
-        hidden = hidden.flatten(1, 3)
-        middle = hidden.shape[1] // 2
-        token = self.cls_token.to(hidden.dtype).expand(len(hidden), -1, -1)
-        return torch.cat([hidden[:, :middle], token, hidden[:, middle:]], dim=1)[:, None]
+        return insert_token(hidden.flatten(1, 3), self.cls_token)[:, None]
 
     def _as_map(self, tokens: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
         """`(B, H, W, K, C)` to a contiguous `(B, C, H, W)`, or `(B, C * in_channels, H, W)`."""
@@ -299,7 +295,7 @@ class ChannelVim(FastChannelVim):
         **arguments: of `FastChannelVim`; other defaults: `pool=None`, `out_type='cls_token'`.
     """
 
-    def __init__(self, *arguments, pool=None, out_type='cls_token', **more):
+    def __init__(self, *arguments, pool: str | None = None, out_type: str = 'cls_token', **more):
         super().__init__(*arguments, pool=pool, out_type=out_type, **more)
 
 

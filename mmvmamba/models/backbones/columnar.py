@@ -1,7 +1,8 @@
 """What the columnar backbones share: FastVim's, those of images of many channels, that of masked pre-training."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -10,11 +11,12 @@ from torch.nn import functional as F
 from mmvmamba import checkpoints
 from mmvmamba.kernels.pooled_scan.op import AXES
 
-from ..arguments import architecture
+from ..arguments import architecture, check_choice
 from ..layers.drop_path import DropPath
 from ..layers.pooled_mixer import PooledMixer
 from ..layers.positions import resize_positions
 from ..layers.precision import widened
+from ..layers.recompute import recomputed
 from .base import BaseBackbone
 
 _COMMON = dict(d_state=16, expand=2, d_conv=4, dt_rank='auto', patch_size=16, drop_path_rate=0.0)
@@ -32,7 +34,12 @@ ARCHS: dict[str, dict] = {
 class PatchEmbed(nn.Module):
     """One linear map per square patch; images are zero-padded at the bottom and right to whole patches."""
 
-    def __init__(self, in_channels: int, channels: int, patch_size: int):
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        patch_size: int,
+    ):
         super().__init__()
         self.patch_size = patch_size
         self.proj = nn.Conv2d(in_channels, channels, patch_size, stride=patch_size)
@@ -48,7 +55,13 @@ class PatchEmbed(nn.Module):
 class Block(nn.Module):
     """Pre-norm mixer that hands on its bare output and the residual stream apart, the latter at least float32."""
 
-    def __init__(self, channels: int, norm: type[nn.Module], drop_path: float, **mixer):
+    def __init__(
+        self,
+        channels: int,
+        norm: type[nn.Module],
+        drop_path: float,
+        **mixer,
+    ):
         super().__init__()
         self.norm = norm(channels, eps=1e-5)
         self.mixer = PooledMixer(channels, **mixer)
@@ -90,6 +103,13 @@ def build_blocks(spec: dict, count: int, rate: float, scan_path='row', rotate=Tr
 class ColumnarBackbone(BaseBackbone):
     """Patches of one size, one grid through all blocks, positions that are learned or given for one image size."""
 
+    choices: ClassVar[Mapping[str, Collection]]
+    """What the constructor's arguments of these names may be."""
+
+    def _check_choices(self, **arguments) -> None:
+        for argument, value in arguments.items():
+            check_choice(type(self).__name__, argument, value, self.choices[argument])
+
     def _describe(
         self,
         arch: str | Mapping,
@@ -103,6 +123,7 @@ class ColumnarBackbone(BaseBackbone):
         spec = architecture(name, arch, ARCHS, default, fields)
         self.arch = arch
         self.depth = spec['depth']
+        self.out_indices = (self.depth - 1,)
         self.patch_size = spec['patch_size'] if patch_size is None else patch_size
         sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         if len(sides) != 2 or not all(isinstance(side, int) and side >= self.patch_size for side in sides):
@@ -112,6 +133,19 @@ class ColumnarBackbone(BaseBackbone):
             )
         self.grid = tuple(math.ceil(side / self.patch_size) for side in sides)
         return spec
+
+    def _through_blocks(self, hidden: torch.Tensor, *kept) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Bare outputs of the blocks `out_indices`, and the residual stream that enters the last block's sum.
+
+        `kept`: further arguments of every block.
+        """
+        residual, outs = None, []
+        for i, block in enumerate(self.layers):
+            inputs = (hidden, residual, *kept)
+            hidden, residual = recomputed(block, *inputs) if self.with_cp else block(*inputs)
+            if i in self.out_indices:
+                outs.append(hidden)
+        return outs, residual
 
     def _adapted(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """Refuse weights of another patch size, bring the position embedding to this model's grid."""

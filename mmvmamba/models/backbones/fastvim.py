@@ -8,6 +8,7 @@ published ones.
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from mmengine.logging import print_log
@@ -18,16 +19,15 @@ from mmvmamba.kernels.dispatch import BACKENDS
 from mmvmamba.kernels.pooled_scan.op import AXES, POOLS
 from mmvmamba.registry import register_model
 
-from ..arguments import check_choice, check_image, check_out_indices
+from ..arguments import check_image, check_out_indices
+from ..layers.class_token import insert_token, split_token, token_place
 from ..layers.positions import resize_positions
 from ..layers.precision import widened
-from ..layers.recompute import recomputed
 from .columnar import ARCHS, ColumnarBackbone, PatchEmbed, build_blocks
 
 _NORMS = {'LN': nn.LayerNorm, 'RMS': nn.RMSNorm}
 OUT_TYPES = ('dense', 'featmap', 'cls_token')
 _DENSE_OUTPUTS = (5, 11, 17, 23)
-_CHOICES = dict(out_type=OUT_TYPES, pool=POOLS, scan_path=AXES, norm=_NORMS, backend=('auto', *BACKENDS))
 
 
 @register_model
@@ -68,6 +68,7 @@ class FastVim(ColumnarBackbone):
     """
 
     family = 'fastvim'
+    choices: ClassVar = dict(out_type=OUT_TYPES, pool=POOLS, scan_path=AXES, norm=_NORMS, backend=('auto', *BACKENDS))
 
     def __init__(
         self,
@@ -121,10 +122,6 @@ class FastVim(ColumnarBackbone):
         self._add_outputs(channels, rate, _NORMS[norm])
         self._freeze(frozen_stages, len(self.layers))
 
-    def _check_choices(self, **arguments) -> None:
-        for argument, value in arguments.items():
-            check_choice(type(self).__name__, argument, value, _CHOICES[argument])
-
     def _check_pool(self, pool: str | None, pool_scale: float, out_type: str) -> None:
         """Refuse what goes with pooled models, or with unpooled ones, only."""
         name = type(self).__name__
@@ -150,8 +147,8 @@ class FastVim(ColumnarBackbone):
         """As of every columnar backbone; a class token's position stays in the middle, as it is."""
         if self.cls_token is None:
             return super()._on_grid(positions)
-        patches, token = _split(positions)
-        return _insert(super()._on_grid(patches), token)
+        patches, token = split_token(positions)
+        return insert_token(super()._on_grid(patches), token)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Number a parameter's layer for mmpretrain's layer-wise decay, in which two blocks are one layer.
@@ -190,18 +187,12 @@ class FastVim(ColumnarBackbone):
             `out_type` is 'cls_token', one vector `(B, C)`.
         """
         check_image(type(self).__name__, x, self.in_channels, self.patch_size)
-        hidden, residual = self._embed(x), None
-        outs = []
-        for i, block in enumerate(self.layers):
-            inputs = (hidden, residual)
-            hidden, residual = recomputed(block, *inputs) if self.with_cp else block(*inputs)
-            if self.out_type == 'dense' and i in self.out_indices:
-                outs.append(_as_map(getattr(self, f'outnorm_{len(outs)}')(hidden)))
+        outs, residual = self._through_blocks(self._embed(x))
         if self.out_type == 'dense':
-            return tuple(outs)
-        total = residual + self.drop_path(widened(hidden))
+            return tuple(_as_map(norm(out)) for (_, norm), out in zip(self._output_norms(), outs, strict=True))
+        total = residual + self.drop_path(widened(outs[0]))
         if self.out_type == 'cls_token':
-            total = total[:, 0, _middle(total.shape[2])]
+            total = total[:, 0, token_place(total.shape[2])]
         out = self.norm_f(total.to(self.norm_f.weight.dtype))
         return (out if self.out_type == 'cls_token' else _as_map(out),)
 
@@ -210,34 +201,16 @@ class FastVim(ColumnarBackbone):
         hidden = self.patch_embed(x)
         if self.cls_token is None:
             return hidden + resize_positions(self.pos_embed, self.grid, hidden.shape[1:3])
-        patches, token = _split(self.pos_embed)
+        patches, token = split_token(self.pos_embed)
         hidden = hidden + resize_positions(patches, self.grid, hidden.shape[1:3])
         if self.scan_path == 'column':
             hidden = hidden.transpose(1, 2)
-        token = (self.cls_token + token).to(hidden.dtype).expand(len(hidden), -1, -1)
-        return _insert(hidden.flatten(1, 2), token)[:, None]
+        return insert_token(hidden.flatten(1, 2), self.cls_token + token)[:, None]
 
 
 def _as_map(x: torch.Tensor) -> torch.Tensor:
     """A copy channels first: mmcv's RoIAlign reads memory as channels first whatever the strides say."""
     return x.permute(0, 3, 1, 2).contiguous()
-
-
-def _middle(tokens: int) -> int:
-    """The class token's place among `tokens`, itself included."""
-    return (tokens - 1) // 2
-
-
-def _split(sequence: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(B, L + 1, C)` with a class token in the middle to `(B, L, C)` and `(B, 1, C)`."""
-    place = _middle(sequence.shape[1])
-    return torch.cat([sequence[:, :place], sequence[:, place + 1 :]], dim=1), sequence[:, place : place + 1]
-
-
-def _insert(patches: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
-    """Undo `_split`."""
-    place = _middle(patches.shape[1] + 1)
-    return torch.cat([patches[:, :place], token, patches[:, place:]], dim=1)
 
 
 _SCAN_NORM = '.mixer.layernorm.'
@@ -263,7 +236,7 @@ def _translate(state_dict, expected) -> dict[str, torch.Tensor]:
         if fresh:
             print_log(f'Vim without a norm behind the scan: {len(fresh)} *{_SCAN_NORM}* start fresh', logger='current')
     if 'cls_token' in state_dict and 'pos_embed' in state_dict:
-        translated['pos_embed'], _ = _split(state_dict['pos_embed'])
+        translated['pos_embed'], _ = split_token(state_dict['pos_embed'])
     return translated
 
 

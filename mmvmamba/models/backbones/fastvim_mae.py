@@ -7,6 +7,7 @@ whose parameter names are the published ones.
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -15,9 +16,10 @@ from mmvmamba import checkpoints
 from mmvmamba.kernels.dispatch import BACKENDS
 from mmvmamba.registry import register_model
 
-from ..arguments import check_choice, check_image
+from ..arguments import check_image
+from ..layers.class_token import insert_token, split_token
 from ..layers.positions import resize_positions, sincos_positions
-from ..layers.recompute import recomputed
+from ..layers.precision import widened
 from .columnar import ARCHS, ColumnarBackbone, PatchEmbed, build_blocks
 
 
@@ -49,6 +51,7 @@ class FastMaskVim(ColumnarBackbone):
     """
 
     family = 'fastvim_mae'
+    choices: ClassVar = dict(pool=('mean', None), backend=('auto', *BACKENDS))
 
     def __init__(
         self,
@@ -67,8 +70,7 @@ class FastMaskVim(ColumnarBackbone):
     ):
         super().__init__(init_cfg=init_cfg)
         name = type(self).__name__
-        check_choice(name, 'pool', pool, ('mean', None))
-        check_choice(name, 'backend', backend, ('auto', *BACKENDS))
+        self._check_choices(pool=pool, backend=backend)
         if not isinstance(mask_ratio, (int, float)) or not 0 <= mask_ratio < 1:
             raise ValueError(f'{name}: mask_ratio={mask_ratio!r}; expected a share in [0, 1)')
         spec = self._describe(arch, 'base', img_size, patch_size, fields)
@@ -155,26 +157,20 @@ class FastMaskVim(ColumnarBackbone):
     def _features(self, tokens: torch.Tensor) -> torch.Tensor:
         """`(B, H, W, C)` to the same shape, normalised."""
         if self.cls_token is None:
-            return self._through_blocks(tokens)
-        patches = self._encode(tokens.flatten(1, 2), None, None)
-        middle = (patches.shape[1] - 1) // 2
-        return torch.cat([patches[:, :middle], patches[:, middle + 1 :]], dim=1).unflatten(1, tokens.shape[1:3])
+            return self._normalised(tokens)
+        patches, _ = split_token(self._encode(tokens.flatten(1, 2), None, None))
+        return patches.unflatten(1, tokens.shape[1:3])
 
     def _encode(self, tokens: torch.Tensor, places, grid) -> torch.Tensor:
         """`(B, M, C)` to the same, or with the class token to `(B, M + 1, C)`."""
         if self.cls_token is None:
-            return self._through_blocks(tokens, places, grid)
-        middle = tokens.shape[1] // 2
-        token = (self.cls_token + self.pos_embed[:, :1]).to(tokens.dtype).expand(len(tokens), -1, -1)
-        line = torch.cat([tokens[:, :middle], token, tokens[:, middle:]], dim=1)[:, None]
-        return self._through_blocks(line)[:, 0]
+            return self._normalised(tokens, places, grid)
+        line = insert_token(tokens, self.cls_token + self.pos_embed[:, :1])[:, None]
+        return self._normalised(line)[:, 0]
 
-    def _through_blocks(self, hidden: torch.Tensor, *kept) -> torch.Tensor:
-        residual = None
-        for block in self.layers:
-            inputs = (hidden, residual, *kept)
-            hidden, residual = recomputed(block, *inputs) if self.with_cp else block(*inputs)
-        return self.norm_f((residual + hidden.to(residual.dtype)).to(self.norm_f.weight.dtype))
+    def _normalised(self, tokens: torch.Tensor, *kept) -> torch.Tensor:
+        (hidden,), residual = self._through_blocks(tokens, *kept)
+        return self.norm_f((residual + widened(hidden)).to(self.norm_f.weight.dtype))
 
 
 _DECODER = ('decoder_', 'mask_token')

@@ -80,7 +80,13 @@ _ALL_ARCHS = {**ARCHS, **MAMBA2_ARCHS}
 class VSSBlock(nn.Module):
     """Residual SS2D and, where `mlp_ratio` > 0, residual MLP, both pre-norm."""
 
-    def __init__(self, channels: int, mlp_ratio: float, drop_path: float, op: nn.Module):
+    def __init__(
+        self,
+        channels: int,
+        mlp_ratio: float,
+        drop_path: float,
+        op: nn.Module,
+    ):
         super().__init__()
         self.norm = nn.LayerNorm(channels)
         self.op = op
@@ -151,7 +157,12 @@ _STEM_STRIDE = 4
 class Stage(nn.Module):
     """Blocks of one resolution, then (in all but the last stage) the halving to the next."""
 
-    def __init__(self, blocks: list[nn.Module], downsample: nn.Module | None, with_cp: bool):
+    def __init__(
+        self,
+        blocks: list[nn.Module],
+        downsample: nn.Module | None,
+        with_cp: bool,
+    ):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample

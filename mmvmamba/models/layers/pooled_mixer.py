@@ -29,19 +29,19 @@ class PooledMixer(nn.Module):
 
     def __init__(
         self,
-        channels,
-        d_state,
-        dt_rank,
-        expand,
-        d_conv,
-        norm_after_scan=True,
-        axis='row',
-        pool='mean',
-        scaling=1.0,
-        depth=1,
-        backend='auto',
-        planes='inner',
-        consistent=False,
+        channels: int,
+        d_state: int,
+        dt_rank: int,
+        expand: float,
+        d_conv: int,
+        norm_after_scan: bool = True,
+        axis: str = 'row',
+        pool: str | None = 'mean',
+        scaling: float = 1.0,
+        depth: int = 1,
+        backend: str = 'auto',
+        planes: str = 'inner',
+        consistent: bool = False,
     ):
         super().__init__()
         inner = int(expand * channels)
@@ -94,6 +94,8 @@ class PooledMixer(nn.Module):
         return self.out_proj(y)
 
 
-def _direction(conv, x_proj, dt_proj, a_log, skip) -> Direction:
+def _direction(
+    conv: nn.Conv1d, x_proj: nn.Linear, dt_proj: nn.Linear, a_log: torch.Tensor, skip: torch.Tensor
+) -> Direction:
     A = -torch.exp(widened(a_log))
     return Direction(conv.weight, conv.bias, x_proj.weight, dt_proj.weight, dt_proj.bias, A, skip)

@@ -32,16 +32,16 @@ class SS2D(nn.Module):
 
     def __init__(
         self,
-        channels,
-        d_state,
-        dt_rank,
-        ssm_ratio,
-        conv_size,
-        conv_bias,
-        gated,
-        routes='cross',
-        init='mamba',
-        backend='auto',
+        channels: int,
+        d_state: int,
+        dt_rank: int,
+        ssm_ratio: float,
+        conv_size: int,
+        conv_bias: bool,
+        gated: bool,
+        routes: str = 'cross',
+        init: str = 'mamba',
+        backend: str = 'auto',
     ):
         super().__init__()
         inner = int(ssm_ratio * channels)

@@ -34,7 +34,16 @@ class HeadsSS2D(nn.Module):
     weights nor figures for it. Parameter names are theirs.
     """
 
-    def __init__(self, channels, d_state, heads, ssm_ratio, conv_size, conv_bias, init='zero'):
+    def __init__(
+        self,
+        channels: int,
+        d_state: int,
+        heads: int,
+        ssm_ratio: float,
+        conv_size: int,
+        conv_bias: bool,
+        init: str = 'zero',
+    ):
         super().__init__()
         inner, routes = int(ssm_ratio * channels), len(ROUTES['cross'])
         if inner % heads:

@@ -1,5 +1,7 @@
 """The decoder of FastVim's and Vim's masked autoencoders, inside mmpretrain's `MAE`."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import nn
 
@@ -9,6 +11,7 @@ from mmvmamba.registry import register_model
 from ..arguments import check_choice
 from ..backbones.base import BaseBackbone
 from ..backbones.columnar import ARCHS, build_blocks
+from ..layers.class_token import split_token
 from ..layers.linear import Linear
 from ..layers.positions import sincos_positions
 
@@ -36,16 +39,16 @@ class MaskedVimDecoder(BaseBackbone):
 
     def __init__(
         self,
-        grid=14,
-        patch_size=16,
-        in_channels=3,
-        embed_dims=768,
-        decoder_embed_dims=512,
-        decoder_depth=2,
-        encoder_depth=24,
-        cls_token=False,
-        backend='auto',
-        init_cfg=None,
+        grid: int | Sequence[int] = 14,
+        patch_size: int = 16,
+        in_channels: int = 3,
+        embed_dims: int = 768,
+        decoder_embed_dims: int = 512,
+        decoder_depth: int = 2,
+        encoder_depth: int = 24,
+        cls_token: bool = False,
+        backend: str = 'auto',
+        init_cfg: Mapping | Sequence[Mapping] | None = None,
     ):
         super().__init__(init_cfg=init_cfg)
         check_choice(type(self).__name__, 'backend', backend, ('auto', *BACKENDS))
@@ -84,9 +87,8 @@ class MaskedVimDecoder(BaseBackbone):
         kept = self.decoder_embed(latent)
         token = None
         if self.cls_token:
-            middle = (kept.shape[1] - 1) // 2
-            token = kept[:, middle : middle + 1] + self.decoder_pos_embed[:, :1]
-            kept = torch.cat([kept[:, :middle], kept[:, middle + 1 :]], dim=1)
+            kept, token = split_token(kept)
+            token = token + self.decoder_pos_embed[:, :1]
         filler = self.mask_token.to(kept.dtype).expand(len(kept), patches - kept.shape[1], -1)
         tokens = torch.cat([kept, filler], dim=1)
         tokens = tokens.gather(1, ids_restore[..., None].expand_as(tokens))

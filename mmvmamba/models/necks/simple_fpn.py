@@ -1,5 +1,7 @@
 """Feature pyramid of a backbone that has one resolution only."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from mmengine.model import BaseModule
 from torch import nn
@@ -65,7 +67,14 @@ class SimpleFPN(BaseModule):
     Source: Li et al., "Exploring Plain Vision Transformer Backbones for Object Detection", arXiv 2203.16527, section 3.
     """
 
-    def __init__(self, in_channels, out_channels=256, num_outs=5, scales=_SCALES, init_cfg=None):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int = 256,
+        num_outs: int = 5,
+        scales: Sequence[float] = _SCALES,
+        init_cfg: Mapping | Sequence[Mapping] | None = None,
+    ):
         super().__init__(init_cfg=init_cfg)
         name = type(self).__name__
         if not isinstance(in_channels, int) or in_channels <= 0 or in_channels % 4:
