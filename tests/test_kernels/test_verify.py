@@ -443,8 +443,9 @@ def calls(operator, size, dtype):
     batch, height, width = size
     if operator == 'selective_scan':
         inputs = scan_inputs(batch, 2, 4, length=height * width, dtype=dtype)
-    elif operator == 'pooled_scan':
-        inputs = pooled_scan_inputs(batch, height, width, channels=16, dtype=dtype)
+    elif operator.startswith('pooled_scan'):
+        planes = (3,) if operator == 'pooled_scan_planes' else ()
+        inputs = pooled_scan_inputs(batch, height, width, channels=16, dtype=dtype, planes=planes)
     elif operator == 'depthwise_conv_silu':
         inputs = dict(x=torch.empty(*size, 8, dtype=dtype), weight=torch.empty(8, 1, 3, 3), bias=None)
     else:
@@ -457,6 +458,11 @@ def calls(operator, size, dtype):
         ss2d=[('cross',), ('bidi',)],
         ss2d_norm=[(1e-5, 'cross', True)],
         pooled_scan=[('row', 'mean', 1.0, 1e-5), ('column', 'max', 1.0, 1e-5), ('column', None, 1.0, 1e-5)],
+        pooled_scan_planes=[
+            ('row', 'mean', 1.0, 1e-5, 'inner'),
+            ('column', 'max', 1.0, 1e-5, 'outer'),
+            ('column', None, 1.0, 1e-5, 'inner'),
+        ],
         depthwise_conv_silu=[()],
     )[operator]
     forward = [probe.Call.of(operator, 'forward', (*tensors, *each)) for each in options]

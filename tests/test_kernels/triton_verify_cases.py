@@ -23,7 +23,13 @@ from mmvmamba.kernels import (
 )
 from mmvmamba.kernels.depthwise_conv import triton_conv
 from mmvmamba.kernels.shared_triton import launch, scan
-from mmvmamba.kernels.testing import assert_close, output_and_gradients, ss2d_inputs
+from mmvmamba.kernels.testing import (
+    assert_close,
+    output_and_gradients,
+    pooled_scan_by_name,
+    pooled_scan_inputs,
+    ss2d_inputs,
+)
 from mmvmamba.kernels.verify import probe, verdicts
 from mmvmamba.kernels.verify.verdicts import Verdict
 from triton_runs import DEVICE, INTERPRETED, MARKS, TOLERANCES
@@ -112,6 +118,16 @@ def test_auto_verifies_keeps_and_takes_triton(monkeypatch):
     run_auto(depthwise_conv_silu, arguments)  # as another process, which reads
     with pytest.raises(AssertionError, match='checked again'):
         depthwise_conv_silu(**conv_inputs(dtype=torch.bfloat16), backend='auto')  # another variant
+
+
+def test_planes_have_verdicts_of_their_own():
+    """One for each kind, and for as many planes as make another tile; tried forward alone."""
+    with torch.no_grad():
+        for number, planes in ((2, 'inner'), (2, 'outer')):
+            arguments = pooled_scan_inputs(1, 1, 2, 4, planes=(number,), device=DEVICE)
+            y = pooled_scan_by_name(**arguments, planes=planes, backend='auto')
+            assert torch.equal(y, pooled_scan_by_name(**arguments, planes=planes, backend='triton'))
+    assert kept() == {('pooled_scan_planes', 'forward'): [True, True]}
 
 
 ONE_PASS, CHUNKED = ((3, 4), (3, 6)) if INTERPRETED else ((17, 3), (17, 9))
