@@ -24,6 +24,7 @@ from .triton_lines import (
     lines_until,
     locate,
     next_line,
+    pooled_of,
     read_line,
     read_rows,
     read_tile,
@@ -379,7 +380,7 @@ def _gate_fwd(
     L = tokens_of(grid)
     i_b, begin, end = _program(L, T)
     p_xz += i_b * L * (2 * D)
-    p_scanned += i_b * lines * (2 * D)
+    p_scanned += i_b * pooled_of(grid, LINES == 'interleaved') * (2 * D)
     p_y += i_b * L * D
     o_d, m_d = _channels(D, TILES, BD)
     norm = _open_norm(p_norm_weight, p_norm_bias, o_d, m_d, TILES, KEEP)
@@ -460,7 +461,7 @@ def _gate_moments(
     L = tokens_of(grid)
     i_b, begin, end = _program(L, T)
     p_xz += i_b * L * (2 * D)
-    p_scanned += i_b * lines * (2 * D)
+    p_scanned += i_b * pooled_of(grid, LINES == 'interleaved') * (2 * D)
     p_dy += i_b * L * D
     p_moments += i_b * L * 4
     o_d, m_d = _channels(D, TILES, BD)

@@ -21,6 +21,7 @@ from .triton_lines import (
     items_of,
     lines_until,
     locate,
+    pooled_of,
     read_tile,
     read_window,
     run_of_lines,
@@ -210,8 +211,8 @@ def _gate_planes_bwd(
     p_dxz += i_b * L * (2 * D)
     p_dy += i_b * L * D
     p_dtokens += i_b * L * D
-    p_scanned += i_b * (lines // group * size) * (2 * D)
-    p_dlines += i_b * (lines // group * size) * (2 * D)
+    p_scanned += i_b * pooled_of(grid, True) * (2 * D)
+    p_dlines += i_b * pooled_of(grid, True) * (2 * D)
     if p_moments is not None:
         p_moments += i_b * L * 4
     dskip_forth = tl.zeros((BD,), tl.float32)

@@ -91,6 +91,12 @@ def tokens_of(grid):
 
 
 @triton.jit
+def pooled_of(grid, INTERLEAVED: tl.constexpr):
+    """How many lines are pooled: `Lines.pooled`."""
+    return grid[0] // grid[4] * grid[1] if INTERLEAVED else grid[0]
+
+
+@triton.jit
 def run_of_lines(i_run, T, grid):
     """The first token of a run of T lines, and the one behind its last."""
     return i_run * T * grid[1], tl.minimum(grid[0], (i_run + 1) * T) * grid[1]

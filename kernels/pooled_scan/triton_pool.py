@@ -20,6 +20,7 @@ from .triton_lines import (
     items_of,
     lines_until,
     locate,
+    pooled_of,
     read_ways,
     read_window,
     run_of_lines,
@@ -209,7 +210,7 @@ def _pool_planes_fwd(
     count = items_of(grid, U)
     i_b, i_run, o_d, m_d = program_of_run(count, T, D, BD)
     p_xz += i_b * tokens_of(grid) * (2 * D)
-    o_short = i_b * (lines // group * size) * (2 * D)
+    o_short = i_b * pooled_of(grid, True) * (2 * D)
     ways = read_ways(p_ways, o_d, m_d, D, KS)  # (BD,) each
     for item in range(i_run * T, tl.minimum(count, (i_run + 1) * T)):
         begin, line, left = item_of(item, grid, U)

@@ -26,6 +26,7 @@ from .triton_lines import (
     line_of,
     lines_until,
     locate,
+    pooled_of,
     read_line,
     read_rows,
     read_sequence,
@@ -267,7 +268,8 @@ def _pool_bwd(
     L = tokens_of(grid)
     i_b, i_run, o_d, m_d = program_of_run(L, T, D, BD)
     p_dy += i_b * L * D
-    p_dshort += i_b * lines * (2 * D)
+    o_short = i_b * pooled_of(grid, INTERLEAVED) * (2 * D)
+    p_dshort += o_short
     p_xz += i_b * L * (2 * D)
     p_dxz += i_b * L * (2 * D)
     ways = read_ways(p_ways, o_d, m_d, D, KS)  # (BD,) each
@@ -377,9 +379,10 @@ def _pool_max_bwd(
     L = tokens_of(grid)
     i_b, i_run, o_d, m_d = program_of_run(L, T, D, BD)
     p_dy += i_b * L * D
-    p_dshort += i_b * lines * (2 * D)
-    p_largest += i_b * lines * (2 * D)
-    p_ties += i_b * lines * (2 * D)
+    o_short = i_b * pooled_of(grid, INTERLEAVED) * (2 * D)
+    p_dshort += o_short
+    p_largest += o_short
+    p_ties += o_short
     p_xz += i_b * L * (2 * D)
     p_dxz += i_b * L * (2 * D)
     ways = read_ways(p_ways, o_d, m_d, D, KS)  # (BD,) each
