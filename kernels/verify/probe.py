@@ -28,7 +28,7 @@ FLOOR = {torch.float32: 5e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 GRIDS = (
     *((4, 3), (17, 1), (17, 3), (3, 17), (1, 33), (6, 17), (17, 6), (17, 9), (9, 17), (5, 33), (33, 5)),
-    *((3, 70), (70, 3), (6, 70), (70, 6), (17, 20), (17, 70), (70, 17), (32768, 1), (1, 32768)),
+    *((3, 70), (70, 3), (6, 70), (70, 6), (9, 70), (70, 9), (17, 20), (17, 70), (70, 17), (32768, 1), (1, 32768)),
 )
 """Heights and widths tried in this order: ragged tiles of 8 and 16, lines shorter and longer than a tile, few and many
 chunks; the longest are for indices that need another division."""

@@ -62,10 +62,7 @@ def _decorator(node) -> str:
         *(('around ss2d', (96,), name) for name in ('norm with sum', 'norm backward', 'convolution', 'convolution dz')),
         *(('around short scan', (384,), f'pool mean{back}') for back in ('', ' backward')),
         *(('around short scan', (384,), f'gate of long lines{back}') for back in ('', ' backward')),
-        *(
-            ('around short scan of planes', (768,), f'{part} of inner planes{back}')
-            for part, back in (('pool max with ties', ''), ('gate of lines', ' backward'))
-        ),
+        ('around short scan of planes', (768,), 'gate of lines of inner planes backward'),
         # what Triton 3.6 refused and later ones take: a product with a `cdiv`, and None in a tuple that is returned
         *(('ss2d', (96, 1, 6), name) for name in ('state_passing', 'reverse_state_passing')),
         *(('around short scan', (384,), f'gate of {tokens} without norm') for tokens in ('long lines', 'all tokens')),

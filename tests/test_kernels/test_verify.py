@@ -496,6 +496,17 @@ def test_equal_facts_are_equal_variants(operator, able):
     assert len(plans) < 40 * len(variants)  # and do not tell everything apart
 
 
+def test_planes_have_verdicts_of_their_own(able):
+    """No planes, inner ones, so many inner ones that tiles are others, and outer ones."""
+    keys = set()
+    for planes in ((), (3, 'inner'), (4, 'inner'), (9, 'inner'), (20, 'inner'), (3, 'outer'), (9, 'outer')):
+        arguments = pooled_scan_inputs(1, 3, 40, channels=16, planes=planes[:1])
+        tensors = (*arguments.values(), 'row', 'mean', 1.0, 1e-5, *planes[1:])
+        call = probe.Call.of(f'pooled_scan{"_planes" if planes else ""}', 'forward', tensors)
+        keys.add(verify.key_of(call, probe.plan_of_call(call)))
+    assert len(keys) == 4
+
+
 @pytest.mark.parametrize('operator', probe.LAYOUTS)
 def test_a_small_input_launches_what_a_large_one_does(operator, able):
     for size in ((1, 7, 7), (1, 56, 56), (2, 25, 40), (4, 40, 14)):

@@ -24,9 +24,8 @@ AXES = ['row', 'column']
 POOLS = ['mean', 'max', None]
 
 PLANES = {
-    'inner': ((2, 2, 3), dict(dtype=torch.bfloat16, batch=2), {}),
-    'inner_columns_maxima': ((1, 2, 2), dict(window=3, batch=2), dict(axis='column', pool='max')),
-    'inner_two_tiles': ((2, 1, 9), dict(norm=False), dict(axis='column')),
+    'inner': ((1, 2, 9), dict(dtype=torch.bfloat16), {}),
+    'inner_columns_maxima': ((2, 2, 2), dict(batch=2, norm=False), dict(axis='column', pool='max')),
     'outer': ((2, 3, 3), dict(dtype=torch.float16), dict(axis='column', planes='outer')),
     'outer_short_lines_maxima': ((3, 1, 2), {}, dict(pool='max', planes='outer')),
     'inner_tokens': ((2, 3, 2), {}, dict(axis='column', pool=None)),
