@@ -11,7 +11,7 @@ from mmvmamba.kernels.testing import assert_close, load_golden
 from torch import nn
 
 from mmvmamba import checkpoints
-from mmvmamba.models import FastVim, VMamba
+from mmvmamba.models import ChannelVim, FastChannelVim, FastVim, VMamba
 
 ROUTES = {'v05_noz': 'cross', 'v051d_noz': 'unidi', 'v052d_noz': 'bidi', 'v052dc_noz': 'cascade', 'v0': 'cross'}
 VMAMBAS = ('s1', 's2', 'v0', 'unidi', 'bidi', 'cascade')
@@ -95,6 +95,43 @@ def check_gradient(name: str, gradient: torch.Tensor, golden: dict, tolerance: f
     down, across = (torch.arange(size, dtype=torch.float64, device=matrix.device).cos() for size in matrix.shape)
     assert_close(f'{name}, rows', matrix @ across, golden[f'rows.grad.{name}'].double(), tolerance)
     assert_close(f'{name}, columns', down @ matrix, golden[f'columns.grad.{name}'].double(), tolerance)
+
+
+CHANNEL_VIMS = ('channel_fastvim', 'channel_fastvim_subset', 'channel_vim')
+
+
+def channel_vim(theirs: dict, **options) -> nn.Module:
+    """See `vmamba`."""
+    cls = ChannelVim if theirs.get('if_cls_token') else FastChannelVim
+    sizes = dict(embed_dims=theirs['embed_dim'], depth=theirs['depth'], in_channels=theirs['channels'])
+    return cls(img_size=theirs['img_size'], **sizes, **options)
+
+
+def check_channel_vim(path: Path, backend: str, logits: float, gradients: float, device: str = 'cpu') -> None:
+    """Logits of a network for images of many channels, with a head, and every gradient.
+
+    Args:
+        path: the golden file.
+        backend: of the scans.
+        logits: tolerance of every number.
+        gradients: tolerance of a gradient, relative by norm.
+        device: where to run.
+    """
+    golden, metadata = load_golden(path)
+    golden = {name: value.to(device) for name, value in golden.items()}
+    parameters = parameters_of(golden)
+    head = nn.Linear(*reversed(parameters['head.weight'].shape), device=device)
+    head.load_state_dict({'weight': parameters.pop('head.weight'), 'bias': parameters.pop('head.bias')})
+    model = channel_vim(metadata['official_kwargs'], backend=backend).eval().to(device)
+    model.load_state_dict(parameters)
+    image = golden['input'].requires_grad_()
+    channels = golden.get('channels')
+    out = head(model(image if channels is None else image[:, channels], channels)[0])
+    torch.testing.assert_close(out, golden['out.0'], rtol=0, atol=logits)
+    (out * golden['cotangent.0']).sum().backward()
+    assert_close('input', image.grad, golden['grad.input'], gradients)
+    for label, parameter in [*model.named_parameters(), *head.named_parameters('head')]:
+        check_gradient(label, parameter.grad, golden, gradients)
 
 
 CLASSIFIERS = ('cls_vmamba', 'cls_fastvim', 'cls_fastvim_scaled', 'cls_vim')

@@ -72,7 +72,14 @@ BUDGETED = ('sm_80', 'sm_90')
 DTYPES = {'bf16': 'bf16', 'fp16': 'fp16', 'fp32': 'fp32'}
 CROSS = dict(K=4, GROUPED=False, LONG_LINES=True, COLUMNS=0b1010, REVERSES=0b1100, KEEPS=0)
 BOTH_WAYS = dict(K=2, GROUPED=True, LONG_LINES=False, COLUMNS=0, REVERSES=0b10, KEEPS=0)
-ARCHS = {**VMAMBAS, **{f'fastvim_{arch}': spec for arch, spec in FASTVIMS.items()}}
+ARCHS = {
+    **VMAMBAS,
+    **{f'fastvim_{arch}': spec for arch, spec in FASTVIMS.items()},
+    'fastchannelvim_small': FASTVIMS['small'],
+}
+NO_GROUPS = dict(group=None, group_step=None)
+"""What the pooled scan's kernels are called without where a grid has no planes."""
+
 MULTIPROCESSORS = {  # warps, programs, bytes of shared memory; all have 65,536 registers
     'sm_80': (64, 32, 164 << 10),
     'sm_90': (64, 32, 228 << 10),
@@ -119,6 +126,8 @@ def shapes(archs) -> list[tuple[str, tuple[int, ...]]]:
             channels = int(dims * ratio)
             found.add((groups[0], (channels, spec['d_state'], -(-dims // 16))))
             found.add((groups[1], (channels,)))
+            if arch.startswith('fastchannelvim'):
+                found.add((f'{groups[1]} of planes', (channels,)))
     return sorted(found)
 
 
@@ -236,37 +245,54 @@ def norm_and_convolution_variants(D: int, dtype: str, target: str):
     yield _launched('convolution sums', sums.collecting(1, D, 9, 1), {}, sums.ELEMENTS)
 
 
-def _pool_variants(D: int, dtype: str):
+def _pool_variants(D: int, dtype: str, planes: str | None = None):
     half = dict.fromkeys(('p_xz', 'p_dxz'), dtype)
     half['p_dy'] = 'bf16' if dtype == 'bf16' else 'fp32'
     size = 4 if dtype == 'fp32' else 2
-    forward = dict(D=D, KS=4, **triton_pool.tiling(size))
-    kinds = [
-        ('pool None', triton_pool._activate_fwd, forward),
-        ('pool mean', triton_pool._pool_fwd, dict(forward, MAX=False)),
-        ('pool max', triton_pool._pool_fwd, dict(forward, MAX=True)),
-        ('pool max with ties', triton_pool._pool_max_fwd, forward),
-    ]
+    forward = dict(D=D, KS=4, **triton_pool.tiling(size), **({} if planes else NO_GROUPS))
+    if planes == 'inner':
+        kernel, tile = triton_pool._pool_planes_fwd, dict(forward, U=triton_pool.PLANES)
+        no_ties = dict(p_largest=None, p_ties=None)
+        kinds = [
+            ('pool mean', kernel, dict(tile, MAX=False, **no_ties)),
+            ('pool max', kernel, dict(tile, MAX=True, **no_ties)),
+            ('pool max with ties', kernel, dict(tile, MAX=True)),
+        ]
+    else:
+        kinds = [
+            ('pool None', triton_pool._activate_fwd, forward),
+            ('pool mean', triton_pool._pool_fwd, dict(forward, MAX=False)),
+            ('pool max', triton_pool._pool_fwd, dict(forward, MAX=True)),
+            ('pool max with ties', triton_pool._pool_max_fwd, forward),
+        ]
     for pool, kernel in triton_pool_bwd.KERNELS.items():
-        kinds.append((f'pool {pool} backward', kernel, dict(forward, **triton_pool_bwd.tiling(size, pool))))
+        kind = dict(INTERLEAVED=planes == 'inner') if pool else {}
+        if pool or planes != 'inner':  # where nothing is pooled both kinds of planes are the same kernels
+            tiles = triton_pool_bwd.tiling(size, pool)
+            kinds.append((f'pool {pool} backward', kernel, dict(forward, **kind) | tiles))
     for name, kernel, constants in kinds:
         types = _types(kernel, constants, **half)
         options = dict(num_warps=1, num_stages=1)
+        name += f' of {planes} planes' if planes else ''
         yield Variant(name, kernel, types, constants, options, constants['U'] * constants['BD'] / 32)
 
 
-def _gate_variants(D: int, dtype: str, target: str):
+GATES = {None: ('long lines', 'short lines', 'all tokens'), 'outer': ('long lines', 'all tokens'), 'inner': ('lines',)}
+"""What a gate is a gate of, beside what kind of planes."""
+
+
+def _gate_variants(D: int, dtype: str, target: str, planes: str | None = None):
     half = dict.fromkeys(('p_xz', 'p_dxz', 'p_dy', 'p_y'), dtype)
     half['p_dtokens'] = 'bf16' if dtype == 'bf16' else 'fp32'
-    for tokens, norm in itertools.product((' of long lines', ' of short lines', ' of all tokens'), (True, False)):
-        name = f'gate{tokens}{"" if norm else " without norm"}'
-        pooled = tokens != ' of all tokens'
+    for tokens, norm in itertools.product(GATES[planes], (True, False)):
+        name = f'gate of {tokens}{f" of {planes} planes" if planes else ""}{"" if norm else " without norm"}'
+        pooled = tokens != 'all tokens'
         tiling, warps = triton_gate.tiling(D, pooled)
         options = launch_options(warps, _is_cuda(target))
         elements = tiling['U'] * tiling['TILES'] * tiling['BD'] / 32 / warps
-        shared = dict(D=D)
+        shared = dict(D=D, **({} if planes else NO_GROUPS))
         if pooled:
-            shared.update(KS=4, LONG=tokens == ' of long lines')
+            shared.update(KS=4, LINES='interleaved' if planes == 'inner' else tokens.split()[0])
         if not norm:
             shared.update(p_norm_weight=None, p_norm_bias=None)
         kernel = triton_gate._gate_fwd if pooled else triton_gate._gate_tokens_fwd
@@ -277,6 +303,9 @@ def _gate_variants(D: int, dtype: str, target: str):
             yield Variant(f'{name} moments', kernel, _types(kernel, constants, **half), constants, options, elements)
         kernel = triton_gate_bwd._gate_bwd if pooled else triton_gate_bwd._gate_tokens_bwd
         constants = dict(shared, BD=triton_gate_bwd.BLOCK, U=triton_gate_bwd.U)
+        if planes == 'inner':
+            kernel, constants['U'] = triton_gate_bwd._gate_planes_bwd, triton_pool.PLANES
+            del constants['LINES']
         if not norm:
             constants.update(p_moments=None)
         size = constants['U'] * constants['BD'] / 32
@@ -289,6 +318,13 @@ def pool_and_gate_variants(D: int, dtype: str, target: str):
     yield from _pool_variants(D, dtype)
     yield _launched('pool sums', sums.collecting(2, D, 4, 1), {}, sums.ELEMENTS)
     yield from _gate_variants(D, dtype, target)
+
+
+def planes_variants(D: int, dtype: str, target: str):
+    """The same for grids with planes."""
+    for planes in ('inner', 'outer'):
+        yield from _pool_variants(D, dtype, planes)
+        yield from _gate_variants(D, dtype, target, planes)
 
 
 def short_scan_variants(D: int, N: int, R: int, dtype: str, target: str):
@@ -306,6 +342,7 @@ GROUPS = {
     'around ss2d': norm_and_convolution_variants,
     'short scan': short_scan_variants,
     'around short scan': pool_and_gate_variants,
+    'around short scan of planes': planes_variants,
 }
 
 

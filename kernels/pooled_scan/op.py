@@ -27,10 +27,12 @@ _operator = dispatch.Operator(
         dispatch.DECOMPOSED: dispatch.DECOMPOSED,
     },
 )
-# Triton's kernels know two axes, all of whose places are there
 _planes_operator = dispatch.Operator(
-    'pooled_scan_planes', __package__, {'reference': 'reference', 'torch': 'torch_blocked', 'cpu': 'cpu'}
+    'pooled_scan_planes',
+    __package__,
+    {'reference': 'reference', 'torch': 'torch_blocked', 'cpu': 'cpu', 'triton': 'triton_scan'},
 )
+# Triton's kernels know lines all of whose tokens are there
 _kept_operator = dispatch.Operator(
     'pooled_scan_kept', __package__, {'reference': 'reference', 'torch': 'kept', 'cpu': 'kept_cpu'}
 )
@@ -102,7 +104,7 @@ def pooled_scan(
         planes: 'inner': the planes of a place follow one another in the sequence; 'outer': plane after plane. Means
             nothing without planes.
         eps: added to the variance.
-        backend: 'auto', 'triton' (no planes yet), 'cpu', 'torch' or 'reference'; 'auto' obeys MMVMAMBA_BACKEND.
+        backend: 'auto', 'triton', 'cpu', 'torch' or 'reference'; 'auto' obeys MMVMAMBA_BACKEND.
 
     Returns:
         `(B, H, W, D)` or `(B, H, W, K, D)` in the dtype of xz.

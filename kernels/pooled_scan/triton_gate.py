@@ -18,11 +18,15 @@ from .triton_lines import (
     Lines,
     activate,
     begins_in,
+    grid_of,
+    interleaved_line,
     line_of,
     lines_until,
     locate,
     next_line,
+    pooled_of,
     read_line,
+    read_rows,
     read_tile,
     read_ways,
     read_window,
@@ -54,10 +58,17 @@ def read_mean(p_scanned, line, o_d, mask, D: tl.constexpr):
 
 
 @triton.jit
-def read_mean_tile(p_scanned, t0, end, grid, o_d, m_d, D: tl.constexpr, U: tl.constexpr):
-    """Mean `(U, BD)` of what both directions give U tokens, from `(L, 2, D)`."""
-    forth = read_tile(p_scanned, t0, end, grid, o_d, m_d, 2 * D, U)  # (U, BD)
-    return 0.5 * (forth + read_tile(p_scanned + D, t0, end, grid, o_d, m_d, 2 * D, U))  # (U, BD)
+def read_mean_rows(p_scanned, rows, mask, o_d, m_d, D: tl.constexpr):
+    """Mean `(U, BD)` of what both directions give lines or tokens of `(L, 2, D)`, zero where a mask says so."""
+    forth = read_rows(p_scanned, rows, mask, o_d, m_d, 2 * D)  # (U, BD)
+    return 0.5 * (forth + read_rows(p_scanned + D, rows, mask, o_d, m_d, 2 * D))  # (U, BD)
+
+
+@triton.jit
+def read_mean_tile(p_scanned, t0, end, o_d, m_d, D: tl.constexpr, U: tl.constexpr):
+    """`read_mean_rows` of the tokens t0 to t0 + U - 1, in the order of the sequence."""
+    t = t0 + tl.arange(0, U)
+    return read_mean_rows(p_scanned, t.to(tl.int64), t < end, o_d, m_d, D)
 
 
 @triton.jit
@@ -82,17 +93,20 @@ def expand(
     D: tl.constexpr,
     KS: tl.constexpr,
     U: tl.constexpr,
-    LONG: tl.constexpr,
+    LINES: tl.constexpr,
 ):
     """Mean over both directions of `scanned[line of the token] + skip * u` at U tokens, `(U, BD)`; ways: halved.
 
     `held (BD,)`: what the last token's line gives, read in an earlier tile; returned for the next one.
-    LONG: lines are as long as a tile, so that at most one begins in it.
+    LINES: 'long' ones are as long as a tile, so that at most one begins in it; 'short', or 'interleaved'.
     """
     way_forth, way_back = ways
     line, further, _ = locate(t0, grid, U)
     y = way_forth[KS + 1][None, :] * u_forth + way_back[KS + 1][None, :] * u_back
-    if LONG:
+    if LINES == 'interleaved':
+        exists = t0 + tl.arange(0, U) < end
+        y += read_mean_rows(p_scanned, interleaved_line(t0, grid, U), exists, o_d, m_d, D)
+    elif LINES == 'long':
         i_line, begins, exists, at_once = next_line(line, t0, end, grid, U)
         mean = read_mean(p_scanned, i_line, o_d, m_d & begins & exists, D)  # (BD,)
         y += tl.where(((further > 0) | at_once)[:, None], mean[None, :], held[None, :])
@@ -172,6 +186,7 @@ def _start(
     m_d,
     D: tl.constexpr,
     KS: tl.constexpr,
+    LINES: tl.constexpr,
     TILES: tl.constexpr,
     U: tl.constexpr,
     BD: tl.constexpr,
@@ -181,7 +196,10 @@ def _start(
     held = ()
     for c in tl.static_range(TILES):
         windows = windows + read_window(p_xz, begin, grid, o_d[c], m_d[c], 2 * D, KS, U, BD)  # (BD,) each
-        held = held + (read_mean(p_scanned, line_of(begin, grid), o_d[c], m_d[c], D),)  # (BD,)
+        if LINES == 'interleaved':
+            held = held + (tl.zeros((BD,), tl.float32),)
+        else:
+            held = held + (read_mean(p_scanned, line_of(begin, grid), o_d[c], m_d[c], D),)  # (BD,)
     return windows, held
 
 
@@ -198,7 +216,7 @@ def _expand_all(
     m_d,
     D: tl.constexpr,
     KS: tl.constexpr,
-    LONG: tl.constexpr,
+    LINES: tl.constexpr,
     TILES: tl.constexpr,
     KEEP: tl.constexpr,
     U: tl.constexpr,
@@ -215,7 +233,7 @@ def _expand_all(
         window, u_forth, u_back = activate(
             keep(windows, c * WINDOW, WINDOW), p_xz, t0, grid, way, o_d[c], m_d[c], D, KS, U, BD
         )
-        tile, line = expand(held[c], u_forth, u_back, way, p_scanned, t0, end, grid, o_d[c], m_d[c], D, KS, U, LONG)
+        tile, line = expand(held[c], u_forth, u_back, way, p_scanned, t0, end, grid, o_d[c], m_d[c], D, KS, U, LINES)
         tiles = tiles + (tile,)
         next_windows = next_windows + keep(window, U, WINDOW)
         next_held = next_held + (line,)
@@ -223,13 +241,11 @@ def _expand_all(
 
 
 @triton.jit
-def _read_all(
-    p_scanned, t0, end, grid, o_d, m_d, D: tl.constexpr, TILES: tl.constexpr, U: tl.constexpr, BD: tl.constexpr
-):
+def _read_all(p_scanned, t0, end, o_d, m_d, D: tl.constexpr, TILES: tl.constexpr, U: tl.constexpr):
     """`read_mean_tile` of every tile of channels."""
     tiles = ()
     for c in tl.static_range(TILES):
-        tiles = tiles + (read_mean_tile(p_scanned, t0, end, grid, o_d[c], m_d[c], D, U),)  # (U, BD)
+        tiles = tiles + (read_mean_tile(p_scanned, t0, end, o_d[c], m_d[c], D, U),)  # (U, BD)
     return tiles
 
 
@@ -343,11 +359,13 @@ def _gate_fwd(
     size,
     step,
     line_step,
+    group,
+    group_step,
     T,
     eps,
     D: tl.constexpr,
     KS: tl.constexpr,
-    LONG: tl.constexpr,
+    LINES: tl.constexpr,
     TILES: tl.constexpr,
     KEEP: tl.constexpr,
     BD: tl.constexpr,
@@ -358,19 +376,19 @@ def _gate_fwd(
     `u = silu(conv(x) + bias)` is found again; `scanned (B, lines, 2, D)`; without a norm its pointers are None.
     KEEP: keep the parameters in registers rather than read them for every tile.
     """
-    grid = (lines, size, step, line_step)
+    grid = grid_of(lines, size, step, line_step, group, group_step)
     L = tokens_of(grid)
     i_b, begin, end = _program(L, T)
     p_xz += i_b * L * (2 * D)
-    p_scanned += i_b * lines * (2 * D)
+    p_scanned += i_b * pooled_of(grid, LINES == 'interleaved') * (2 * D)
     p_y += i_b * L * D
     o_d, m_d = _channels(D, TILES, BD)
     norm = _open_norm(p_norm_weight, p_norm_bias, o_d, m_d, TILES, KEEP)
     ways = _open_ways(p_ways, o_d, m_d, D, KS, TILES, KEEP)
-    state = _start(p_xz, p_scanned, begin, grid, o_d, m_d, D, KS, TILES, U, BD)
+    state = _start(p_xz, p_scanned, begin, grid, o_d, m_d, D, KS, LINES, TILES, U, BD)
     for t0 in range(begin, end, U):
         tiles, state = _expand_all(
-            state, ways, p_xz, p_scanned, t0, end, grid, o_d, m_d, D, KS, LONG, TILES, KEEP, U, BD
+            state, ways, p_xz, p_scanned, t0, end, grid, o_d, m_d, D, KS, LINES, TILES, KEEP, U, BD
         )
         _write_gated(tiles, norm, p_xz, p_y, t0, end, grid, o_d, m_d, eps, D, TILES, KEEP, U, BD)
 
@@ -386,6 +404,8 @@ def _gate_tokens_fwd(
     size,
     step,
     line_step,
+    group,
+    group_step,
     T,
     eps,
     D: tl.constexpr,
@@ -396,9 +416,9 @@ def _gate_tokens_fwd(
 ):
     """T tokens of `y (B, H, W, D) = norm(mean over directions of scanned) * silu(z)`, where nothing is pooled.
 
-    `scanned (B, L, 2, D)`, skip included. The rest as in `_gate_fwd`.
+    `scanned (B, L, 2, D)` as a sequence, skip included. The rest as in `_gate_fwd`.
     """
-    grid = (lines, size, step, line_step)
+    grid = grid_of(lines, size, step, line_step, group, group_step)
     L = tokens_of(grid)
     i_b, begin, end = _program(L, T)
     p_xz += i_b * L * (2 * D)
@@ -407,7 +427,7 @@ def _gate_tokens_fwd(
     o_d, m_d = _channels(D, TILES, BD)
     norm = _open_norm(p_norm_weight, p_norm_bias, o_d, m_d, TILES, KEEP)
     for t0 in range(begin, end, U):
-        tiles = _read_all(p_scanned, t0, end, grid, o_d, m_d, D, TILES, U, BD)
+        tiles = _read_all(p_scanned, t0, end, o_d, m_d, D, TILES, U)
         _write_gated(tiles, norm, p_xz, p_y, t0, end, grid, o_d, m_d, eps, D, TILES, KEEP, U, BD)
 
 
@@ -424,31 +444,33 @@ def _gate_moments(
     size,
     step,
     line_step,
+    group,
+    group_step,
     T,
     eps,
     D: tl.constexpr,
     KS: tl.constexpr,
-    LONG: tl.constexpr,
+    LINES: tl.constexpr,
     TILES: tl.constexpr,
     KEEP: tl.constexpr,
     BD: tl.constexpr,
     U: tl.constexpr,
 ):
     """T tokens of `moments (B, L, 4)`, what `_gate_bwd` needs of all channels of a token (see `_write_moments`)."""
-    grid = (lines, size, step, line_step)
+    grid = grid_of(lines, size, step, line_step, group, group_step)
     L = tokens_of(grid)
     i_b, begin, end = _program(L, T)
     p_xz += i_b * L * (2 * D)
-    p_scanned += i_b * lines * (2 * D)
+    p_scanned += i_b * pooled_of(grid, LINES == 'interleaved') * (2 * D)
     p_dy += i_b * L * D
     p_moments += i_b * L * 4
     o_d, m_d = _channels(D, TILES, BD)
     norm = _open_norm(p_norm_weight, p_norm_bias, o_d, m_d, TILES, KEEP)
     ways = _open_ways(p_ways, o_d, m_d, D, KS, TILES, KEEP)
-    state = _start(p_xz, p_scanned, begin, grid, o_d, m_d, D, KS, TILES, U, BD)
+    state = _start(p_xz, p_scanned, begin, grid, o_d, m_d, D, KS, LINES, TILES, U, BD)
     for t0 in range(begin, end, U):
         tiles, state = _expand_all(
-            state, ways, p_xz, p_scanned, t0, end, grid, o_d, m_d, D, KS, LONG, TILES, KEEP, U, BD
+            state, ways, p_xz, p_scanned, t0, end, grid, o_d, m_d, D, KS, LINES, TILES, KEEP, U, BD
         )
         _write_moments(tiles, norm, p_xz, p_dy, p_moments, t0, end, grid, o_d, m_d, eps, D, TILES, KEEP, U, BD)
 
@@ -465,6 +487,8 @@ def _gate_tokens_moments(
     size,
     step,
     line_step,
+    group,
+    group_step,
     T,
     eps,
     D: tl.constexpr,
@@ -474,7 +498,7 @@ def _gate_tokens_moments(
     U: tl.constexpr,
 ):
     """As `_gate_moments`, where nothing is pooled."""
-    grid = (lines, size, step, line_step)
+    grid = grid_of(lines, size, step, line_step, group, group_step)
     L = tokens_of(grid)
     i_b, begin, end = _program(L, T)
     p_xz += i_b * L * (2 * D)
@@ -484,7 +508,7 @@ def _gate_tokens_moments(
     o_d, m_d = _channels(D, TILES, BD)
     norm = _open_norm(p_norm_weight, p_norm_bias, o_d, m_d, TILES, KEEP)
     for t0 in range(begin, end, U):
-        tiles = _read_all(p_scanned, t0, end, grid, o_d, m_d, D, TILES, U, BD)
+        tiles = _read_all(p_scanned, t0, end, o_d, m_d, D, TILES, U)
         _write_moments(tiles, norm, p_xz, p_dy, p_moments, t0, end, grid, o_d, m_d, eps, D, TILES, KEEP, U, BD)
 
 
@@ -506,12 +530,17 @@ class Gating(NamedTuple):
     """A pass over all channels as sizes fix it: the launch (None for no images) and its numbers."""
 
     launch: Launch | None
-    numbers: dict[str, int]
+    numbers: dict[str, int | None]
+
+
+def kind_of(lines: Lines, tile: int) -> str:
+    """What lines are beside tiles of so many tokens: see `expand`."""
+    return 'interleaved' if lines.interleaved else 'long' if lines.size >= tile else 'short'
 
 
 def gating(xz_shape, lines: Lines, width: int, pooled: bool, device, moments=False) -> Gating:
     """How to launch `gate_fwd`, or with `moments` `gate_moments`; `width` is that of the convolutions."""
-    batch, channels = xz_shape[0], xz_shape[3] // 2
+    batch, channels = xz_shape[0], xz_shape[-1] // 2
     if batch == 0:
         return Gating(None, {})
     part = min(LONGEST_RUN, max(SHORTEST_RUN, batch * lines.tokens // (4 * multiprocessors(device))))
@@ -519,7 +548,7 @@ def gating(xz_shape, lines: Lines, width: int, pooled: bool, device, moments=Fal
     constants = dict(D=channels, **tiles, **launch_options(warps, is_cuda(device)))
     if pooled:
         kernel = _gate_moments if moments else _gate_fwd
-        constants.update(KS=width, LONG=lines.size >= tiles['U'])
+        constants.update(KS=width, LINES=kind_of(lines, tiles['U']))
     else:
         kernel = _gate_tokens_moments if moments else _gate_tokens_fwd
     return Gating(Launch(kernel, batch * triton.cdiv(lines.tokens, part), **constants), lines.numbers(part))
@@ -529,7 +558,7 @@ def gate_fwd(xz, scanned, ways, norm, plan: Gating, eps: float) -> torch.Tensor:
     """Finish the tokens.
 
     Args:
-        xz: `(B, H, W, 2D)`, dense.
+        xz: `(B, H, W, 2D)` or `(B, H, W, K, 2D)`, dense.
         scanned: `(B, lines, 2, D)`, or `(B, L, 2, D)` with the skip where nothing is pooled.
         ways: parameters of both directions, `(2, KS + 2, D)`, or None where nothing is pooled.
         norm: weight and bias, `(D,)` each, or two None.
@@ -537,18 +566,17 @@ def gate_fwd(xz, scanned, ways, norm, plan: Gating, eps: float) -> torch.Tensor:
         eps: added to the variance.
 
     Returns:
-        `(B, H, W, D)` in the dtype of xz.
+        `(B, H, W, D)` or `(B, H, W, K, D)` in the dtype of xz.
     """
-    y = xz.new_empty((*xz.shape[:3], xz.shape[3] // 2))
+    y = xz.new_empty((*xz.shape[:-1], xz.shape[-1] // 2))
     if plan.launch is not None:
         plan.launch.start(gate_inputs(xz, scanned, ways, norm) | dict(p_y=y, eps=eps) | plan.numbers)
     return y
 
 
 def gate_moments(dy, xz, scanned, ways, norm, plan: Gating, eps: float) -> torch.Tensor:
-    """From the gradient `dy (B, H, W, D)` what `gate_bwd` needs of a token, `(B, L, 4)` float32; as in `gate_fwd`."""
-    batch, height, width, _ = xz.shape
-    moments = xz.new_empty((batch, height * width, 4), dtype=torch.float32)
+    """From `dy (B, H, W, D)` what `gate_bwd` needs of each token, `(B, H, W, 4)` float32; as in `gate_fwd`."""
+    moments = xz.new_empty((*xz.shape[:-1], 4), dtype=torch.float32)
     if plan.launch is not None:
         inputs = gate_inputs(xz, scanned, ways, norm)
         plan.launch.start(inputs | dict(p_dy=dy, p_moments=moments, eps=eps) | plan.numbers)

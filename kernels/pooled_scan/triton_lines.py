@@ -14,74 +14,152 @@ import triton.language as tl
 
 from ..shared_triton.numerics import from_rows, silu, to_rows
 
-GRID = ['lines', 'size', 'step', 'line_step', 'T']
+GRID = ['lines', 'size', 'step', 'line_step', 'group', 'group_step', 'T']
 """Arguments of a kernel that no compilation depends on."""
 
 
 class Lines(NamedTuple):
-    """A grid as lines of tokens.
+    """A grid as lines of tokens, in the order of the sequence.
+
+    Planes take a third stride. Outer ones are groups of lines. With inner ones the planes of a place are a line, and
+    the places of a row or column are a group, of which every plane is pooled: pooled lines are interleaved.
 
     Attributes:
         lines, size: how many lines, and tokens of a line.
         step, line_step: pixels from a token to the next of its line, and to the one beside it in the next line.
+        group, group_step: where lines come in groups, lines of a group, and pixels from one to the next; else None.
+        interleaved: whether what is pooled are tokens beside each other in the lines of a group, not lines.
     """
 
     lines: int
     size: int
     step: int
     line_step: int
+    group: int | None = None
+    group_step: int | None = None
+    interleaved: bool = False
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], axis: str) -> 'Lines':
-        """The lines of `(B, H, W, 2D)` along an axis."""
+    def of(cls, shape: tuple[int, ...], axis: str, pool: str | None, planes: str) -> 'Lines':
+        """The lines of `(B, H, W, 2D)` or `(B, H, W, K, 2D)` along an axis."""
         height, width = shape[1:3]
-        return cls(height, width, 1, width) if axis == 'row' else cls(width, height, width, 1)
+        count = shape[3] if len(shape) == 5 else 1
+        of_rows = cls(height, width, count, width * count)
+        lines = of_rows if axis == 'row' else cls(width, height, width * count, count)
+        if count == 1:
+            return lines
+        if pool is None and axis == 'row':  # nothing but the order matters, and two strides give it
+            inner = planes == 'inner'
+            return cls(height, width * count, 1, width * count) if inner else cls(count, height * width, count, 1)
+        if planes == 'outer':
+            return lines._replace(lines=count * lines.lines, group=lines.lines, group_step=1)
+        places = lines.lines * lines.size
+        return cls(places, count, 1, lines.step, lines.size, lines.line_step, interleaved=pool is not None)
 
     @property
     def tokens(self) -> int:
         """How many there are."""
         return self.lines * self.size
 
-    def numbers(self, part: int) -> dict[str, int]:
+    @property
+    def pooled(self) -> tuple[int, int]:
+        """How many lines are pooled, and tokens of one."""
+        return (self.lines // self.group * self.size, self.group) if self.interleaved else (self.lines, self.size)
+
+    def items(self, tile: int) -> int:
+        """How many pieces of a group there are, so many interleaved lines each: what a program goes through."""
+        return self.lines // self.group * triton.cdiv(self.size, tile)
+
+    def numbers(self, part: int) -> dict[str, int | None]:
         """The arguments `GRID` of a kernel whose programs take so many lines or tokens."""
-        return dict(self._asdict(), T=part)
+        return dict(zip(GRID, (*self[:6], part), strict=True))
+
+
+@triton.jit
+def grid_of(lines, size, step, line_step, group, group_step):
+    """What device functions know a grid by: four numbers, six where lines come in groups."""
+    grid = (lines, size, step, line_step)
+    if group is not None:
+        grid = grid + (group, group_step)
+    return grid
 
 
 @triton.jit
 def tokens_of(grid):
     """How many tokens a grid has."""
-    lines, size, _, _ = grid
-    return lines * size
+    return grid[0] * grid[1]
+
+
+@triton.jit
+def pooled_of(grid, INTERLEAVED: tl.constexpr):
+    """How many lines are pooled: `Lines.pooled`."""
+    return grid[0] // grid[4] * grid[1] if INTERLEAVED else grid[0]
 
 
 @triton.jit
 def run_of_lines(i_run, T, grid):
     """The first token of a run of T lines, and the one behind its last."""
-    lines, size, _, _ = grid
-    return i_run * T * size, tl.minimum(lines, (i_run + 1) * T) * size
+    return i_run * T * grid[1], tl.minimum(grid[0], (i_run + 1) * T) * grid[1]
+
+
+@triton.jit
+def _carried(place, further, size, U: tl.constexpr):
+    """`(place + further) // size` for a place below size and at most U further.
+
+    A line as long as a tile ends at most once in it; the others are counted by a division that is exact for small
+    numbers.
+    """
+    quotient = ((place + further + 0.5) * (1.0 / size)).to(tl.int32)
+    return tl.where(size >= U, (place + further >= size).to(tl.int32), quotient)
+
+
+@triton.jit
+def _groups(line, further, grid, U: tl.constexpr):
+    """Of the lines `line + further`: the first one's group, its place there, how many groups further each is."""
+    group = grid[4]
+    first = line // group
+    place = line - first * group
+    return first, place, _carried(place, further, group, U)
 
 
 @triton.jit
 def locate(t0, grid, U: tl.constexpr):
     """Of the tokens t0 to t0 + U - 1: the first one's line, how many lines further each is, the pixel of each.
 
-    A line as long as a tile ends at most once in it; the others are counted by a division that is exact for small
-    numbers. What a token before the first gets is of no use, but the first one's is right.
+    What a token before the first gets is of no use, but the first one's is right.
     """
-    _, size, step, line_step = grid
+    size = grid[1]
+    step = grid[2]
+    line_step = grid[3]
     o_t = tl.arange(0, U)
     line = t0 // size
     place = t0 - line * size
-    further = ((place + o_t + 0.5) * (1.0 / size)).to(tl.int32)
-    further = tl.where(size >= U, (place + o_t >= size).to(tl.int32), further)
-    pixels = line * line_step + place * step + o_t * step + further * (line_step - size * step)
+    further = _carried(place, o_t, size, U)
+    if len(grid) == 4:
+        pixels = line * line_step + place * step + o_t * step + further * (line_step - size * step)
+    else:
+        first, among, beyond = _groups(line, further, grid, U)
+        pixels = first * grid[5] + among * line_step + place * step + o_t * step
+        pixels += further * (line_step - size * step) + beyond * (grid[5] - grid[4] * line_step)
     return line, further, pixels.to(tl.int64)
+
+
+@triton.jit
+def interleaved_line(t0, grid, U: tl.constexpr):
+    """Which pooled line each of the tokens t0 to t0 + U - 1 is on, where they are interleaved."""
+    size = grid[1]
+    o_t = tl.arange(0, U)
+    line = t0 // size
+    place = t0 - line * size
+    further = _carried(place, o_t, size, U)
+    first, _, beyond = _groups(line, further, grid, U)
+    return ((first + beyond - further) * size + place + o_t).to(tl.int64)
 
 
 @triton.jit
 def line_of(t, grid):
     """The line of a token."""
-    _, size, _, _ = grid
+    size = grid[1]
     return t // size
 
 
@@ -94,14 +172,14 @@ def lines_until(t0, end, grid, U: tl.constexpr):
 @triton.jit
 def begins_in(i_line, t0, grid):
     """Whether a line begins at token t0 or behind it."""
-    _, size, _, _ = grid
+    size = grid[1]
     return i_line * size >= t0
 
 
 @triton.jit
 def ends_in(i_line, t0, grid, U: tl.constexpr):
     """Whether a line ends before token t0 + U."""
-    _, size, _, _ = grid
+    size = grid[1]
     return (i_line + 1) * size <= t0 + U
 
 
@@ -110,10 +188,29 @@ def next_line(line, t0, end, grid, U: tl.constexpr):
     """Of lines as long as a tile: the first that begins at t0 or behind it, whether it does in this tile and before
     `end`, and whether t0 is its first token. `line`: that of t0.
     """
-    _, size, _, _ = grid
+    size = grid[1]
     place = t0 - line * size
     i_line = line + (place != 0).to(tl.int32)
     return i_line, (place == 0) | (place + U > size), i_line * size < end, place == 0
+
+
+@triton.jit
+def items_of(grid, U: tl.constexpr):
+    """How many pieces of groups there are, of U interleaved lines each: `Lines.items`."""
+    return grid[0] // grid[4] * ((grid[1] + U - 1) // U)
+
+
+@triton.jit
+def item_of(item, grid, U: tl.constexpr):
+    """Of a piece of a group its first token, its first pooled line, and how many there are from it to the group's end.
+
+    Its lines' next tokens are `size` tokens further, `group` times in all.
+    """
+    size = grid[1]
+    pieces = (size + U - 1) // U
+    i_group = item // pieces
+    place = (item - i_group * pieces) * U
+    return i_group * grid[4] * size + place, i_group * size + place, size - place
 
 
 @triton.jit
@@ -128,12 +225,25 @@ def read_ways(p_ways, o_d, m_d, D: tl.constexpr, KS: tl.constexpr):
 
 
 @triton.jit
+def read_rows(p_x, rows, mask, o_d, m_d, WIDTH: tl.constexpr):
+    """Rows `(U,)` of what is WIDTH wide, zero where the mask `(U,)` says so: `(U, BD)`."""
+    m = mask[:, None] & m_d[None, :]
+    return tl.load(p_x + rows[:, None] * WIDTH + o_d[None, :], mask=m, other=0.0).to(tl.float32)  # (U, BD)
+
+
+@triton.jit
 def read_tile(p_x, t0, end, grid, o_d, m_d, WIDTH: tl.constexpr, U: tl.constexpr):
-    """The tokens t0 to t0 + U - 1 of `(L, WIDTH)`, zero where there is none: `(U, BD)`."""
+    """The tokens t0 to t0 + U - 1 of `(L, WIDTH)`, pixel by pixel, zero where there is none: `(U, BD)`."""
     t = t0 + tl.arange(0, U)
     _, _, pixels = locate(t0, grid, U)
-    m = ((t >= 0) & (t < end))[:, None] & m_d[None, :]
-    return tl.load(p_x + pixels[:, None] * WIDTH + o_d[None, :], mask=m, other=0.0).to(tl.float32)  # (U, BD)
+    return read_rows(p_x, pixels, (t >= 0) & (t < end), o_d, m_d, WIDTH)
+
+
+@triton.jit
+def read_sequence(p_x, t0, end, o_d, m_d, WIDTH: tl.constexpr, U: tl.constexpr):
+    """As `read_tile`, of what lies in the order of the sequence."""
+    t = t0 + tl.arange(0, U)
+    return read_rows(p_x, t.to(tl.int64), (t >= 0) & (t < end), o_d, m_d, WIDTH)
 
 
 @triton.jit
@@ -203,6 +313,16 @@ def write_line(p_lines, line, o_d, mask, forth, back, D: tl.constexpr):
     """The inverse of `read_line`."""
     p = p_lines + tl.cast(line, tl.int64) * (2 * D) + o_d
     mask = mask != 0
+    tl.store(p, forth, mask=mask)
+    tl.store(p + D, back, mask=mask)
+
+
+@triton.jit
+def write_lines(p_lines, line, count, o_d, m_d, forth, back, D: tl.constexpr, U: tl.constexpr):
+    """`write_line` of the first `count` of U neighbouring lines, `(U, BD)` a direction."""
+    o_u = tl.arange(0, U)
+    p = p_lines + (line + o_u).to(tl.int64)[:, None] * (2 * D) + o_d[None, :]
+    mask = (o_u < count)[:, None] & m_d[None, :]
     tl.store(p, forth, mask=mask)
     tl.store(p + D, back, mask=mask)
 

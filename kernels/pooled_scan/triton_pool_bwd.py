@@ -21,10 +21,15 @@ from .triton_lines import (
     begins_in,
     convolve,
     extend_window,
+    grid_of,
+    interleaved_line,
     line_of,
     lines_until,
     locate,
+    pooled_of,
     read_line,
+    read_rows,
+    read_sequence,
     read_tile,
     read_ways,
     read_window,
@@ -157,17 +162,19 @@ def _activate_bwd(
     size,
     step,
     line_step,
+    group,
+    group_step,
     T,
     D: tl.constexpr,
     KS: tl.constexpr,
     BD: tl.constexpr,
     U: tl.constexpr,
 ):
-    """The adjoint of `_activate_fwd`, `du = dtokens (B, L, 2, D)`; a program takes T tokens.
+    """The adjoint of `_activate_fwd`, `du = dtokens (B, L, 2, D)` as a sequence; a program takes T tokens.
 
     dx to the first half of `dxz (B, H, W, 2D)`, `dtaps (B, runs, 2, KS + 1, D)` with the bias last.
     """
-    grid = (lines, size, step, line_step)
+    grid = grid_of(lines, size, step, line_step, group, group_step)
     L = tokens_of(grid)
     i_b, i_run, o_d, m_d = program_of_run(L, T, D, BD)
     p_dtokens += i_b * L * (2 * D)
@@ -180,8 +187,8 @@ def _activate_bwd(
     state = _start(p_xz, first, grid, o_d, m_d, D, KS, U, BD)
     for t0 in range(first, end + KS - 1, U):
         state, z_forth, z_back = _convolve_again(state, p_xz, t0, grid, ways, o_d, m_d, D, KS, U, BD)
-        du_forth = read_tile(p_dtokens, t0, L, grid, o_d, m_d, 2 * D, U)  # (U, BD)
-        du_back = read_tile(p_dtokens + D, t0, L, grid, o_d, m_d, 2 * D, U)  # (U, BD)
+        du_forth = read_sequence(p_dtokens, t0, L, o_d, m_d, 2 * D, U)  # (U, BD)
+        du_back = read_sequence(p_dtokens + D, t0, L, o_d, m_d, 2 * D, U)  # (U, BD)
         state = _convolve_bwd(
             state, du_forth, du_back, z_forth, z_back, p_dxz, t0, begin, end, grid, ways, o_d, m_d, D, KS, U, BD
         )
@@ -190,25 +197,44 @@ def _activate_bwd(
 
 
 @triton.jit
-def _spread(held, p_dshort, t0, first, scale, grid, o_d, m_d, D: tl.constexpr, U: tl.constexpr, BD: tl.constexpr):
+def _spread(
+    held,
+    p_dshort,
+    t0,
+    first,
+    scale,
+    grid,
+    o_d,
+    m_d,
+    D: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    U: tl.constexpr,
+    BD: tl.constexpr,
+):
     """The adjoint of a sum over lines: `scale * dshort` of a token's line, `(U, BD)` a direction.
 
     `held`: the last line's rows, read in an earlier tile. A run's first tile, at `first`, reads all of its lines.
+    Of interleaved lines every token's is read.
     """
     forth, back = held
     du_forth = tl.zeros((U, BD), tl.float32)
     du_back = tl.zeros((U, BD), tl.float32)
     t = t0 + tl.arange(0, U)
     exists = (t >= 0) & (t < tokens_of(grid))
-    line, further, _ = locate(t0, grid, U)
-    for i_line in range(line_of(tl.maximum(t0, 0), grid), lines_until(t0, tokens_of(grid), grid, U)):
-        new = begins_in(i_line, t0, grid) | (t0 == first)
-        new_forth, new_back = read_line(p_dshort, i_line, o_d, m_d & new, D)  # (BD,) each
-        forth = tl.where(new, new_forth * scale, forth)
-        back = tl.where(new, new_back * scale, back)
-        mask = (exists & (further == i_line - line))[:, None]
-        du_forth = tl.where(mask, forth[None, :], du_forth)
-        du_back = tl.where(mask, back[None, :], du_back)
+    if INTERLEAVED:
+        rows = interleaved_line(t0, grid, U)
+        du_forth = read_rows(p_dshort, rows, exists, o_d, m_d, 2 * D) * scale
+        du_back = read_rows(p_dshort + D, rows, exists, o_d, m_d, 2 * D) * scale
+    else:
+        line, further, _ = locate(t0, grid, U)
+        for i_line in range(line_of(tl.maximum(t0, 0), grid), lines_until(t0, tokens_of(grid), grid, U)):
+            new = begins_in(i_line, t0, grid) | (t0 == first)
+            new_forth, new_back = read_line(p_dshort, i_line, o_d, m_d & new, D)  # (BD,) each
+            forth = tl.where(new, new_forth * scale, forth)
+            back = tl.where(new, new_back * scale, back)
+            mask = (exists & (further == i_line - line))[:, None]
+            du_forth = tl.where(mask, forth[None, :], du_forth)
+            du_back = tl.where(mask, back[None, :], du_back)
     return du_forth, du_back, (forth, back)
 
 
@@ -224,10 +250,13 @@ def _pool_bwd(
     size,
     step,
     line_step,
+    group,
+    group_step,
     T,
     scale,
     D: tl.constexpr,
     KS: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     BD: tl.constexpr,
     U: tl.constexpr,
 ):
@@ -235,11 +264,12 @@ def _pool_bwd(
 
     The rest as in `_activate_bwd`.
     """
-    grid = (lines, size, step, line_step)
+    grid = grid_of(lines, size, step, line_step, group, group_step)
     L = tokens_of(grid)
     i_b, i_run, o_d, m_d = program_of_run(L, T, D, BD)
     p_dy += i_b * L * D
-    p_dshort += i_b * lines * (2 * D)
+    o_short = i_b * pooled_of(grid, INTERLEAVED) * (2 * D)
+    p_dshort += o_short
     p_xz += i_b * L * (2 * D)
     p_dxz += i_b * L * (2 * D)
     ways = read_ways(p_ways, o_d, m_d, D, KS)  # (BD,) each
@@ -250,7 +280,7 @@ def _pool_bwd(
     held = _zeros(2, BD)
     for t0 in range(first, end + KS - 1, U):
         state, z_forth, z_back = _convolve_again(state, p_xz, t0, grid, ways, o_d, m_d, D, KS, U, BD)
-        du_forth, du_back, held = _spread(held, p_dshort, t0, first, scale, grid, o_d, m_d, D, U, BD)
+        du_forth, du_back, held = _spread(held, p_dshort, t0, first, scale, grid, o_d, m_d, D, INTERLEAVED, U, BD)
         dy = read_tile(p_dy, t0, L, grid, o_d, m_d, D, U)  # (U, BD)
         du_forth += dy * ways[0][KS + 1][None, :]
         du_back += dy * ways[1][KS + 1][None, :]
@@ -259,6 +289,15 @@ def _pool_bwd(
         )
     p_dtaps += (i_b * tl.cdiv(L, T) + i_run) * (2 * (KS + 1) * D)
     _write_sums(state, p_dtaps, o_d, m_d, D, KS)
+
+
+@triton.jit
+def _share_of_ties(u, p_dshort, p_largest, p_ties, rows, exists, scale, o_d, m_d, D: tl.constexpr):
+    """`scale * dshort / ties` of the tokens `u (U, BD)` of one direction that are the largest of their lines `rows`."""
+    largest = read_rows(p_largest, rows, exists, o_d, m_d, 2 * D)  # (U, BD)
+    ties = read_rows(p_ties, rows, exists, o_d, m_d, 2 * D)  # (U, BD)
+    share_of = read_rows(p_dshort, rows, exists, o_d, m_d, 2 * D) * scale / tl.where(ties > 0, ties, 1.0)
+    return tl.where(u == largest, share_of, 0.0)
 
 
 @triton.jit
@@ -276,6 +315,7 @@ def _spread_to_largest(
     o_d,
     m_d,
     D: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     U: tl.constexpr,
     BD: tl.constexpr,
 ):
@@ -285,20 +325,25 @@ def _spread_to_largest(
     du_back = tl.zeros((U, BD), tl.float32)
     t = t0 + tl.arange(0, U)
     exists = (t >= 0) & (t < tokens_of(grid))
-    line, further, _ = locate(t0, grid, U)
-    for i_line in range(line_of(tl.maximum(t0, 0), grid), lines_until(t0, tokens_of(grid), grid, U)):
-        new = begins_in(i_line, t0, grid) | (t0 == first)
-        m_new = m_d & new
-        new_forth, new_back = read_line(p_dshort, i_line, o_d, m_new, D)  # (BD,) each
-        ties_forth, ties_back = read_line(p_ties, i_line, o_d, m_new, D)  # (BD,) each
-        most_forth, most_back = read_line(p_largest, i_line, o_d, m_new, D)  # (BD,) each
-        forth = tl.where(new, new_forth * scale / tl.where(m_new, ties_forth, 1.0), forth)
-        back = tl.where(new, new_back * scale / tl.where(m_new, ties_back, 1.0), back)
-        largest_forth = tl.where(new, most_forth, largest_forth)
-        largest_back = tl.where(new, most_back, largest_back)
-        mask = (exists & (further == i_line - line))[:, None]
-        du_forth = tl.where(mask & (u_forth == largest_forth[None, :]), forth[None, :], du_forth)
-        du_back = tl.where(mask & (u_back == largest_back[None, :]), back[None, :], du_back)
+    if INTERLEAVED:
+        rows = interleaved_line(t0, grid, U)
+        du_forth = _share_of_ties(u_forth, p_dshort, p_largest, p_ties, rows, exists, scale, o_d, m_d, D)
+        du_back = _share_of_ties(u_back, p_dshort + D, p_largest + D, p_ties + D, rows, exists, scale, o_d, m_d, D)
+    else:
+        line, further, _ = locate(t0, grid, U)
+        for i_line in range(line_of(tl.maximum(t0, 0), grid), lines_until(t0, tokens_of(grid), grid, U)):
+            new = begins_in(i_line, t0, grid) | (t0 == first)
+            m_new = m_d & new
+            new_forth, new_back = read_line(p_dshort, i_line, o_d, m_new, D)  # (BD,) each
+            ties_forth, ties_back = read_line(p_ties, i_line, o_d, m_new, D)  # (BD,) each
+            most_forth, most_back = read_line(p_largest, i_line, o_d, m_new, D)  # (BD,) each
+            forth = tl.where(new, new_forth * scale / tl.where(m_new, ties_forth, 1.0), forth)
+            back = tl.where(new, new_back * scale / tl.where(m_new, ties_back, 1.0), back)
+            largest_forth = tl.where(new, most_forth, largest_forth)
+            largest_back = tl.where(new, most_back, largest_back)
+            mask = (exists & (further == i_line - line))[:, None]
+            du_forth = tl.where(mask & (u_forth == largest_forth[None, :]), forth[None, :], du_forth)
+            du_back = tl.where(mask & (u_back == largest_back[None, :]), back[None, :], du_back)
     return du_forth, du_back, (forth, back, largest_forth, largest_back)
 
 
@@ -316,10 +361,13 @@ def _pool_max_bwd(
     size,
     step,
     line_step,
+    group,
+    group_step,
     T,
     scale,
     D: tl.constexpr,
     KS: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     BD: tl.constexpr,
     U: tl.constexpr,
 ):
@@ -327,13 +375,14 @@ def _pool_max_bwd(
 
     `dshort`, `largest` and `ties` are `(B, lines, 2, D)`, u is `silu(conv(x) + bias)`. The rest as in `_pool_bwd`.
     """
-    grid = (lines, size, step, line_step)
+    grid = grid_of(lines, size, step, line_step, group, group_step)
     L = tokens_of(grid)
     i_b, i_run, o_d, m_d = program_of_run(L, T, D, BD)
     p_dy += i_b * L * D
-    p_dshort += i_b * lines * (2 * D)
-    p_largest += i_b * lines * (2 * D)
-    p_ties += i_b * lines * (2 * D)
+    o_short = i_b * pooled_of(grid, INTERLEAVED) * (2 * D)
+    p_dshort += o_short
+    p_largest += o_short
+    p_ties += o_short
     p_xz += i_b * L * (2 * D)
     p_dxz += i_b * L * (2 * D)
     ways = read_ways(p_ways, o_d, m_d, D, KS)  # (BD,) each
@@ -345,7 +394,22 @@ def _pool_max_bwd(
     for t0 in range(first, end + KS - 1, U):
         state, z_forth, z_back = _convolve_again(state, p_xz, t0, grid, ways, o_d, m_d, D, KS, U, BD)
         du_forth, du_back, held = _spread_to_largest(
-            held, silu(z_forth), silu(z_back), p_dshort, p_largest, p_ties, t0, first, scale, grid, o_d, m_d, D, U, BD
+            held,
+            silu(z_forth),
+            silu(z_back),
+            p_dshort,
+            p_largest,
+            p_ties,
+            t0,
+            first,
+            scale,
+            grid,
+            o_d,
+            m_d,
+            D,
+            INTERLEAVED,
+            U,
+            BD,
         )
         dy = read_tile(p_dy, t0, L, grid, o_d, m_d, D, U)  # (U, BD)
         du_forth += dy * ways[0][KS + 1][None, :]
@@ -376,12 +440,13 @@ KERNELS = {None: _activate_bwd, 'mean': _pool_bwd, 'max': _pool_max_bwd}
 
 def pooling_back(xz_shape, element_size: int, lines: Lines, width: int, pool: str | None, device) -> PoolingBack:
     """How to launch `pool_bwd`; `width` is that of the convolutions."""
-    batch, channels = xz_shape[0], xz_shape[3] // 2
+    batch, channels = xz_shape[0], xz_shape[-1] // 2
     tiles = tiling(element_size, pool)
     blocks = triton.cdiv(channels, tiles['BD'])
     part = max(share(lines.tokens, batch * blocks, device), min(lines.tokens, 8 * width))
     runs = batch * triton.cdiv(lines.tokens, part)
-    constants = dict(D=channels, KS=width, **tiles, num_warps=1, num_stages=1)
+    kind = {} if pool is None else dict(INTERLEAVED=lines.interleaved)
+    constants = dict(D=channels, KS=width, **kind, **tiles, num_warps=1, num_stages=1)
     launch = Launch(KERNELS[pool], runs * blocks, **constants) if batch else None
     return PoolingBack(runs, launch, collecting(2, channels, width, 1), lines.numbers(part))
 
@@ -400,7 +465,7 @@ def pool_bwd(dtokens, dshort, dxz, xz, ways, plan: PoolingBack, scale: float, ma
     Returns:
         Gradients of the taps `(2, D, 1, KS)` and of the biases `(2, D)`, float32.
     """
-    channels, width = xz.shape[3] // 2, ways.shape[1] - 2
+    channels, width = xz.shape[-1] // 2, ways.shape[1] - 2
     dtaps, dbias = (xz.new_empty(shape, dtype=torch.float32) for shape in ((2, channels, 1, width), (2, channels)))
     if plan.launch is None:
         return dtaps.zero_(), dbias.zero_()

@@ -30,8 +30,6 @@ class _Plan(NamedTuple):
     """A forward pass as sizes fix it."""
 
     lines: Lines
-    grid: tuple[int, int]
-    columns: int
     pooling: Pooling
     stacking: Stacking
     gating: Gating
@@ -46,13 +44,13 @@ class _PlanBack(NamedTuple):
     pooling_back: PoolingBack
 
 
-def _case(xz, forth, back, norm, axis, pool) -> tuple:
+def _case(xz, forth, back, norm, axis, pool, planes) -> tuple:
     """What plans are kept by."""
     has_norm = norm[0] is not None
     tensors = (*forth, *back, *(norm if has_norm else ()))
     device = xz.device
     return (
-        *(xz.shape, xz.dtype, device, axis, pool, has_norm, tuple([t.dtype for t in tensors])),
+        *(xz.shape, xz.dtype, device, axis, pool, planes, has_norm, tuple([t.dtype for t in tensors])),
         *(forth.conv_weight.shape, forth.dt_weight.shape, forth.A.shape),
         *(back.conv_weight.shape, back.dt_weight.shape, back.A.shape),
         *(programs_of_runs(device), multiprocessors(device)),
@@ -60,16 +58,16 @@ def _case(xz, forth, back, norm, axis, pool) -> tuple:
 
 
 @planned
-def _plan(shape, dtype, device, axis, pool, norm, dtypes, conv, weight, A, *others) -> _Plan:
+def _plan(shape, dtype, device, axis, pool, planes, norm, dtypes, conv, weight, A, *others) -> _Plan:
     for field, first, second in zip(('conv_weight', 'dt_weight', 'A'), (conv, weight, A), others, strict=False):
         if first != second:
             raise ValueError(
                 f'pooled_scan: forth.{field} has shape {tuple(first)} and back.{field} {tuple(second)}; the triton '
                 "backend expects directions of the same sizes; use backend='torch'"
             )
-    if shape[1] * shape[2] >= 1 << 31:
+    lines, pooled, width = Lines.of(shape, axis, pool, planes), pool is not None, conv[2]
+    if lines.tokens >= 1 << 31:
         raise ValueError(f'pooled_scan: xz has shape {tuple(shape)}; the triton backend counts tokens with 32 bits')
-    lines, pooled, width = Lines.of(shape, axis), pool is not None, conv[2]
     pooling_ = pooling(shape, dtype.itemsize, lines, width, pool, device)
     _, length, _, channels = pooling_.shape
     if length * 2 * channels >= 1 << 31:
@@ -79,8 +77,6 @@ def _plan(shape, dtype, device, axis, pool, norm, dtypes, conv, weight, A, *othe
         )
     return _Plan(
         lines,
-        grid=(1, length) if pooled else tuple(shape[1:3]),
-        columns=0b11 if axis == 'column' and not pooled else 0,
         pooling=pooling_,
         stacking=stacking(channels, weight[1], A[1], width, zero=pooled),
         gating=gating(shape, lines, width, pooled, device),
@@ -90,7 +86,7 @@ def _plan(shape, dtype, device, axis, pool, norm, dtypes, conv, weight, A, *othe
 @planned
 def _plan_back(_dout_dtype, *case) -> _PlanBack:
     plan = _plan(*case)
-    shape, dtype, device, _, pool, norm, _, conv, *_ = case
+    shape, dtype, device, _, pool, _, norm, _, conv, *_ = case
     lines, width, pooled = plan.lines, conv[2], pool is not None
     of_lines = shape, dtype.itemsize, lines, width, pool, device
     return _PlanBack(
@@ -101,7 +97,7 @@ def _plan_back(_dout_dtype, *case) -> _PlanBack:
     )
 
 
-def _walks(short, stacked: Stacked, plan: _Plan) -> Walks:
+def _walks(short, stacked: Stacked) -> Walks:
     """Project the sequences `(B, L', 2, D)` and describe their two walks."""
     projection, weight, bias, A, skip, _ = stacked
     batch, length, _, channels = short.shape
@@ -120,7 +116,7 @@ def _walks(short, stacked: Stacked, plan: _Plan) -> Walks:
     return Walks(
         short.view(batch, length, 2 * channels),
         projected.view(batch, length, 2, columns),
-        *(ready, weight, bias, skip, A, plan.grid, plan.columns),
+        *(ready, weight, bias, skip, A, (1, length)),
         reverses=0b10,
         grouped=True,
     )
@@ -132,23 +128,23 @@ def _dense(xz, directions, norm_weight, norm_bias):
     return dense(xz), forth, back, (None, None) if norm_weight is None else (dense(norm_weight), dense(norm_bias))
 
 
-def forward(xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps):
+def forward(xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps, planes='inner'):
     """See `mmvmamba.kernels.pooled_scan`."""
     xz, forth, back, norm = _dense(xz, directions, norm_weight, norm_bias)
-    plan = _plan(*_case(xz, forth, back, norm, axis, pool))
+    plan = _plan(*_case(xz, forth, back, norm, axis, pool, planes))
     with on_device(xz):
         stacked = stack(plan.stacking, forth, back)
         ways = stacked.ways
         short = pool_fwd(xz, ways, plan.pooling, pool, factor(plan.lines, pool, scaling))
-        scanned = scan(_walks(short, stacked, plan), torch.float32)
+        scanned = scan(_walks(short, stacked), torch.float32)
         return gate_fwd(xz, scanned, None if pool is None else ways, norm, plan.gating, float(eps))
 
 
-def backward(dout, xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps):
+def backward(dout, xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps, planes='inner'):
     """Gradients of `xz`, of every tensor of both directions, and of the norm (empty without one); all recomputed."""
     dout = dense(dout)
     xz, forth, back, norm = _dense(xz, directions, norm_weight, norm_bias)
-    case = _case(xz, forth, back, norm, axis, pool)
+    case = _case(xz, forth, back, norm, axis, pool, planes)
     plan, plan_back = _plan(*case), _plan_back(dout.dtype, *case)
     pooled = pool is not None
     with on_device(xz):
@@ -160,7 +156,7 @@ def backward(dout, xz, directions, norm_weight, norm_bias, axis, pool, scaling, 
             short, *maxima = pool_ties(xz, ways, plan_back.pooling, scale)
         else:
             short = pool_fwd(xz, ways, plan_back.pooling, pool, scale)
-        walks = _walks(short, stacked, plan)
+        walks = _walks(short, stacked)
         scanned = scan(walks, torch.float32).view(short.shape)
         dxz = torch.empty_like(xz)
         gated = xz, scanned, ways if pooled else None, norm

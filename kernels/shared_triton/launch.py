@@ -30,8 +30,8 @@ class Recorded(NamedTuple):
     Attributes:
         kernel: the Triton function.
         grid: number of programs.
-        types: of the arguments that are not compiled in: '*' and its dtype for a pointer or 'absent', 'i32', 'i64' or
-            'fp32'.
+        types: of the arguments that are not compiled in: '*' and its dtype for a pointer, 'i32', 'i64', 'fp32', or
+            'absent'.
         misaligned: which of them are pointers at no multiple of `ALIGNMENT`.
         constants: compile-time arguments and options by name.
     """
@@ -51,8 +51,8 @@ class Recorded(NamedTuple):
 class Launch:
     """A kernel with all that shapes and dtypes fix; call it with the kernel's tensors, then numbers, in order.
 
-    Valid for one device, whose number is current when it is called. A tensor may be None, in every call or in none: the
-    kernel is compiled without it.
+    Valid for one device, whose number is current when it is called. An argument may be None, in every call or in none:
+    the kernel is compiled without it.
 
     Args:
         kernel: whose compile-time parameters are its last.
@@ -112,6 +112,8 @@ def _pointer_type(tensor) -> str:
 def _type(number) -> str:
     if isinstance(number, float):
         return 'fp32'
+    if number is None:
+        return 'absent'
     return 'i32' if -_INT32 <= number < _INT32 else 'i64'
 
 

@@ -30,16 +30,19 @@ def facts(operator: str, direction: str, arguments: tuple) -> tuple:
     before, tensors = arguments[:first], arguments[first : first + len(layout.tensors)]
     options = arguments[first + len(layout.tensors) :]
     shape = tensors[0].shape
+    planes = 1
     if len(shape) == 4:
         batch, height, width, channels = shape
+    elif len(shape) == 5:
+        batch, height, width, planes, channels = shape
     else:
         (batch, channels, width), height = shape, 1
-    length = height * width
+    positions = length = height * width * planes
     walks = 1
-    if operator == 'pooled_scan':
+    if operator in ('pooled_scan', 'pooled_scan_planes'):
         walks, channels = 2, channels // 2
         if options[1] is not None:
-            length = height if options[0] == 'row' else width
+            length = planes * (height if options[0] == 'row' else width)
     elif operator == 'selective_scan':
         walks = tensors[3].shape[1]
         channels //= walks
@@ -56,12 +59,13 @@ def facts(operator: str, direction: str, arguments: tuple) -> tuple:
         *map(_described, tensors, _is_grid(operator)),
         *options,
         channels,
+        planes,
         batch == 0,
         cut,
         min(height, _LONGEST_TILE).bit_length(),
         min(width, _LONGEST_TILE).bit_length(),
-        is_large(height * width, height),
-        *(size if size * max(channels, _WIDEST) >> 31 else 0 for size in (height * width, batch * height * width)),
+        is_large(positions, height),
+        *(size if size * max(channels, _WIDEST) >> 31 else 0 for size in (positions, batch * positions)),
     )
 
 

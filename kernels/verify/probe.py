@@ -28,7 +28,7 @@ FLOOR = {torch.float32: 5e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 GRIDS = (
     *((4, 3), (17, 1), (17, 3), (3, 17), (1, 33), (6, 17), (17, 6), (17, 9), (9, 17), (5, 33), (33, 5)),
-    *((3, 70), (70, 3), (6, 70), (70, 6), (17, 20), (17, 70), (70, 17), (32768, 1), (1, 32768)),
+    *((3, 70), (70, 3), (6, 70), (70, 6), (9, 70), (70, 9), (17, 20), (17, 70), (70, 17), (32768, 1), (1, 32768)),
 )
 """Heights and widths tried in this order: ragged tiles of 8 and 16, lines shorter and longer than a tile, few and many
 chunks; the longest are for indices that need another division."""
@@ -73,10 +73,12 @@ def _routes_sum(*arguments):
 
 
 def _pooled_reference(xz, *arguments):
-    count = (len(arguments) - 6) // 2
+    count = len(_WAY)
     directions = arguments[:count], arguments[count : 2 * count]
     return pooled_reference.pooled_scan(xz, directions, *arguments[2 * count :])
 
+
+_POOLED = ('xz', *(f'{way}_{name}' for way in ('forth', 'back') for name in _WAY), 'norm_weight', 'norm_bias')
 
 LAYOUTS = {
     'selective_scan': Layout(
@@ -89,11 +91,8 @@ LAYOUTS = {
         (*_SS2D, 'norm_weight', 'norm_bias', 'gate'), dict(x='BHWD', gate='BHWD'), _norm_reference, _routes_sum
     ),
     'depthwise_conv_silu': Layout(('x', 'weight', 'bias'), dict(x='BHWD'), torch_conv.depthwise_conv_silu),
-    'pooled_scan': Layout(
-        ('xz', *(f'{way}_{name}' for way in ('forth', 'back') for name in _WAY), 'norm_weight', 'norm_bias'),
-        dict(xz='BHWD'),
-        _pooled_reference,
-    ),
+    'pooled_scan': Layout(_POOLED, dict(xz='BHWD'), _pooled_reference),
+    'pooled_scan_planes': Layout(_POOLED, dict(xz='BHWKD'), _pooled_reference),
 }
 
 
@@ -142,7 +141,7 @@ class Call(NamedTuple):
             for name, t in zip(layout.tensors, self.tensors, strict=True)
             if t is not None and name not in layout.grid
         ]
-        channels = self.tensors[0][1][1 if layout.grid[layout.tensors[0]] == 'BCL' else 3]
+        channels = self.tensors[0][1][1 if layout.grid[layout.tensors[0]] == 'BCL' else -1]
         options = [str(option) for option in self.options]
         return f'{self.tensors[0][0]}, {channels} channels, {", ".join((*parts[:3], *options))}'
 
@@ -294,7 +293,7 @@ def _exact(call: Call, cotangent, tensors) -> list[torch.Tensor]:
 
 def _positions(call: Call) -> int:
     shape = call.tensors[0][1]
-    return shape[2] if len(shape) == 3 else shape[1] * shape[2]
+    return shape[2] if len(shape) == 3 else math.prod(shape[1:-1])
 
 
 def _run(call: Call, arguments, tensors, backend: str) -> list[torch.Tensor]:

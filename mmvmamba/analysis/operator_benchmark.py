@@ -32,9 +32,14 @@ def _pooled(batch: int, side: int, channels: int, dtype: torch.dtype, device: st
     return testing.pooled_scan_inputs(batch, side, side, channels, dtype=dtype, device=device)
 
 
+def _planes(batch: int, side: int, channels: int, dtype: torch.dtype, device: str) -> dict[str, torch.Tensor]:
+    return testing.pooled_scan_inputs(batch, side, side, channels, dtype=dtype, device=device, planes=(8,))
+
+
 CASES: dict[str, tuple[Callable, Callable]] = {
     'depthwise_conv_silu': (kernels.depthwise_conv_silu, _convolution),
     'pooled_scan': (testing.pooled_scan_by_name, _pooled),
+    'pooled_scan_planes': (testing.pooled_scan_by_name, _planes),
     'selective_scan': (kernels.selective_scan, _sequence),
     'ss2d': (kernels.ss2d, _ss2d),
 }

@@ -27,7 +27,8 @@ def aot_report():
 def test_no_size_of_an_image_is_compiled_in(aot_report):
     """Detection changes H and W in every batch: whatever depends on them must be an argument like any other."""
     sizes = {'B', 'L', 'H', 'W', 'T', 'chunks', 'rows', 'share', 'lines', 'size', 'step', 'line_step'}
-    groups = aot_report.shapes(('tiny_s1l8', 'fastvim_tiny'))
+    sizes |= {'group', 'group_step'}
+    groups = aot_report.shapes(('tiny_s1l8', 'fastvim_tiny', 'fastchannelvim_small'))
     for variant in (v for group, shape in groups for v in aot_report.GROUPS[group](*shape, 'fp32', 'sm_90')):
         compiled_in = {p.name for p in variant.kernel.params if p.is_constexpr}
         free = {p.name for p in variant.kernel.params if p.do_not_specialize}
@@ -61,6 +62,7 @@ def _decorator(node) -> str:
         *(('around ss2d', (96,), name) for name in ('norm with sum', 'norm backward', 'convolution', 'convolution dz')),
         *(('around short scan', (384,), f'pool mean{back}') for back in ('', ' backward')),
         *(('around short scan', (384,), f'gate of long lines{back}') for back in ('', ' backward')),
+        ('around short scan of planes', (768,), 'gate of lines of inner planes backward'),
         # what Triton 3.6 refused and later ones take: a product with a `cdiv`, and None in a tuple that is returned
         *(('ss2d', (96, 1, 6), name) for name in ('state_passing', 'reverse_state_passing')),
         *(('around short scan', (384,), f'gate of {tokens} without norm') for tokens in ('long lines', 'all tokens')),
@@ -155,22 +157,26 @@ def test_another_grid_compiles_nothing_new_for_the_pooled_scan(launches):
     """Nor does the other axis: both are the same kernels."""
     from mmvmamba.kernels.pooled_scan import triton_scan
 
-    def step(batch, height, width, axis):
-        arguments = pooled_scan_inputs(batch, height, width, 24, dtype=torch.bfloat16)
+    def step(batch, height, width, axis, number=(), planes='inner'):
+        arguments = pooled_scan_inputs(batch, height, width, 24, dtype=torch.bfloat16, planes=number)
         xz, *tensors, weight, bias = arguments.values()
         half = len(tensors) // 2
         directions = tensors[:half], tensors[half:]
         for pool in ('mean', 'max'):
-            triton_scan.forward(xz, directions, weight, bias, axis, pool, 1.0, 1e-5)
-            triton_scan.backward(xz[..., :24], xz, directions, weight, bias, axis, pool, 1.0, 1e-5)
+            triton_scan.forward(xz, directions, weight, bias, axis, pool, 1.0, 1e-5, planes)
+            triton_scan.backward(xz[..., :24], xz, directions, weight, bias, axis, pool, 1.0, 1e-5, planes)
 
     for size in ((1, 3, 5), (1, 300, 5), (3, 5, 300), (40, 100, 16)):  # short and long walks, few and many programs
         step(*size, 'row')
+        for planes in ('inner', 'outer'):
+            step(*size, 'row', (5,), planes)
     known = set(launches)
     kernels = {name.rsplit('.')[-1] for name, _ in known}
     assert kernels >= {'_pool_fwd', '_pool_bwd', '_gate_fwd', '_gate_moments', '_gate_bwd'}
-    assert kernels >= {'chunk_scan', 'chunk_scan_bwd'}
+    assert kernels >= {'chunk_scan', 'chunk_scan_bwd', '_pool_planes_fwd', '_gate_planes_bwd'}
     sizes = random.Random(0)
     for i in range(25):
         step(sizes.randint(1, 4), sizes.randint(1, 150), sizes.randint(1, 150), ('row', 'column')[i % 2])
+        if i % 4 == 0:
+            step(2, *(sizes.randint(1, 70) for _ in range(2)), 'column', (5 + i,), ('inner', 'outer')[i // 4 % 2])
     assert launches == known

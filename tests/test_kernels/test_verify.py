@@ -444,8 +444,9 @@ def calls(operator, size, dtype):
     batch, height, width = size
     if operator == 'selective_scan':
         inputs = scan_inputs(batch, 2, 4, length=height * width, dtype=dtype)
-    elif operator == 'pooled_scan':
-        inputs = pooled_scan_inputs(batch, height, width, channels=16, dtype=dtype)
+    elif operator.startswith('pooled_scan'):
+        planes = (3,) if operator == 'pooled_scan_planes' else ()
+        inputs = pooled_scan_inputs(batch, height, width, channels=16, dtype=dtype, planes=planes)
     elif operator == 'depthwise_conv_silu':
         inputs = dict(x=torch.empty(*size, 8, dtype=dtype), weight=torch.empty(8, 1, 3, 3), bias=None)
     else:
@@ -458,6 +459,11 @@ def calls(operator, size, dtype):
         ss2d=[('cross',), ('bidi',)],
         ss2d_norm=[(1e-5, 'cross', True)],
         pooled_scan=[('row', 'mean', 1.0, 1e-5), ('column', 'max', 1.0, 1e-5), ('column', None, 1.0, 1e-5)],
+        pooled_scan_planes=[
+            ('row', 'mean', 1.0, 1e-5, 'inner'),
+            ('column', 'max', 1.0, 1e-5, 'outer'),
+            ('column', None, 1.0, 1e-5, 'inner'),
+        ],
         depthwise_conv_silu=[()],
     )[operator]
     forward = [probe.Call.of(operator, 'forward', (*tensors, *each)) for each in options]
@@ -489,6 +495,17 @@ def test_equal_facts_are_equal_variants(operator, able):
     variants = {str(plan) for plan in plans.values()}
     assert len(variants) >= 4
     assert len(plans) < 40 * len(variants)  # and do not tell everything apart
+
+
+def test_planes_have_verdicts_of_their_own(able):
+    """No planes, inner ones, so many inner ones that tiles are others, and outer ones."""
+    keys = set()
+    for planes in ((), (3, 'inner'), (4, 'inner'), (9, 'inner'), (20, 'inner'), (3, 'outer'), (9, 'outer')):
+        arguments = pooled_scan_inputs(1, 3, 40, channels=16, planes=planes[:1])
+        tensors = (*arguments.values(), 'row', 'mean', 1.0, 1e-5, *planes[1:])
+        call = probe.Call.of(f'pooled_scan{"_planes" if planes else ""}', 'forward', tensors)
+        keys.add(verify.key_of(call, probe.plan_of_call(call)))
+    assert len(keys) == 4
 
 
 @pytest.mark.parametrize('operator', probe.LAYOUTS)

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from golden_runs import CLASSIFIERS, FASTVIMS, check_backbone, check_classifier
+from golden_runs import CHANNEL_VIMS, CLASSIFIERS, FASTVIMS, check_backbone, check_channel_vim, check_classifier
 from mmvmamba.kernels import dispatch
+from mmvmamba.kernels.pooled_scan import torch_blocked
 from mmvmamba.kernels.testing import (
     assert_close,
     output_and_gradients,
@@ -15,10 +16,20 @@ from triton_runs import DEVICE, FLOAT32, INTERPRETED, LOGITS, MARKS, OLDEST_TRIT
 pytest.importorskip('triton', minversion=OLDEST_TRITON)
 
 from mmvmamba.kernels.pooled_scan import triton_gate, triton_gate_bwd, triton_pool_bwd
+from mmvmamba.kernels.pooled_scan.triton_lines import Lines
 from mmvmamba.kernels.shared_triton import launch, numerics
 
 AXES = ['row', 'column']
 POOLS = ['mean', 'max', None]
+
+PLANES = {
+    'inner': ((1, 2, 9), dict(dtype=torch.bfloat16), {}),
+    'inner_columns_maxima': ((2, 2, 2), dict(batch=2, norm=False), dict(axis='column', pool='max')),
+    'outer': ((2, 3, 3), dict(dtype=torch.float16), dict(axis='column', planes='outer')),
+    'outer_short_lines_maxima': ((3, 1, 2), {}, dict(pool='max', planes='outer')),
+    'inner_tokens': ((2, 3, 2), {}, dict(axis='column', pool=None)),
+}
+"""Names to H, W and K, other sizes, options."""
 
 pytestmark = MARKS
 
@@ -178,6 +189,51 @@ def test_non_contiguous_tensors():
     assert all(torch.equal(grads[name], expected_grads[name]) for name in grads)
 
 
+@pytest.mark.parametrize('case', PLANES)
+def test_planes(case):
+    (height, width, planes), sizes, options = PLANES[case]
+    arguments = inputs(**dict(dict(batch=1, channels=4, height=height, width=width, planes=(planes,)), **sizes))
+    check(arguments, TOLERANCES[arguments['xz'].dtype], **options)
+
+
+@pytest.mark.parametrize('planes', ['inner', 'outer'])
+@pytest.mark.parametrize('pool', ['mean', None])
+@pytest.mark.parametrize('axis', AXES)
+def test_lines_follow_the_sequence(axis, pool, planes):
+    """Every token's pixel, by the numbers that kernels get, and the pooled line that it is on."""
+    height, width, count = 3, 4, 5
+    lines = Lines.of((1, height, width, count, 2), axis, pool, planes)
+    pixels = torch.arange(height * width * count).view(1, height, width, count, 1)
+    order = torch_blocked._grid(pixels, axis, planes)
+    t = torch.arange(lines.tokens)
+    line, place = t // lines.size, t % lines.size
+    group = line // (lines.group or lines.lines)
+    among = line - group * (lines.group or lines.lines)
+    found = group * (lines.group_step or 0) + among * lines.line_step + place * lines.step
+    assert torch.equal(found, order.flatten())
+    if pool:
+        of_line = group * lines.size + place if lines.interleaved else line
+        axes = order[0, ..., 0].shape
+        pooled = torch.arange(lines.pooled[0]).view(axes[:1] + axes[2:] if planes == 'inner' else axes[:2])
+        assert torch.equal(of_line, pooled.unsqueeze(1 if planes == 'inner' else 2).expand(axes).flatten())
+        assert lines.pooled == (
+            lines.tokens // (width if axis == 'row' else height),
+            width if axis == 'row' else height,
+        )
+
+
+@pytest.mark.parametrize('planes', ['inner', 'outer'])
+def test_one_plane_is_a_grid_without(planes):
+    """The same launches: nothing is paid for what is not there."""
+    arguments = inputs(batch=1, height=2, width=3, channels=4)
+    alone = dict(arguments, xz=arguments['xz'][:, :, :, None])
+    with launch.recording() as without:
+        pooled_scan_by_name(**arguments, backend='triton')
+    with launch.recording() as one:
+        pooled_scan_by_name(**alone, planes=planes, backend='triton')
+    assert [each.variant() for each in one] == [each.variant() for each in without]
+
+
 def test_directions_of_different_sizes_are_refused():
     arguments = dict(inputs(), back_conv_weight=torch.zeros(8, 1, 3, device=DEVICE))
     with pytest.raises(ValueError, match=r'forth.conv_weight has shape \(8, 1, 4\) and back.conv_weight \(8, 1, 3\)'):
@@ -224,6 +280,12 @@ def test_auto_leaves_the_interpreter_alone(monkeypatch):
 def test_golden_backbone(name, data_dir):
     with torch.backends.cudnn.flags(allow_tf32=False):
         check_backbone(data_dir / f'{name}.safetensors', 'triton', FLOAT32, FLOAT32, DEVICE)
+
+
+@pytest.mark.skipif(INTERPRETED, reason='takes the interpreter half a minute')
+@pytest.mark.parametrize('name', CHANNEL_VIMS)
+def test_golden_channel_vim(name, data_dir):
+    check_channel_vim(data_dir / f'{name}.safetensors', 'triton', LOGITS, FLOAT32, DEVICE)
 
 
 @pytest.mark.parametrize(

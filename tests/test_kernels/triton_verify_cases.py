@@ -27,7 +27,13 @@ from mmvmamba.kernels import (
 )
 from mmvmamba.kernels.depthwise_conv import triton_conv
 from mmvmamba.kernels.shared_triton import launch, scan
-from mmvmamba.kernels.testing import assert_close, output_and_gradients, ss2d_inputs
+from mmvmamba.kernels.testing import (
+    assert_close,
+    output_and_gradients,
+    pooled_scan_by_name,
+    pooled_scan_inputs,
+    ss2d_inputs,
+)
 from mmvmamba.kernels.verify import probe, verdicts
 from mmvmamba.kernels.verify.verdicts import Verdict
 
@@ -115,6 +121,15 @@ def test_auto_verifies_keeps_and_takes_triton(monkeypatch):
     run_auto(depthwise_conv_silu, arguments)  # as another process, which reads
     with pytest.raises(AssertionError, match='checked again'):
         depthwise_conv_silu(**conv_inputs(dtype=torch.bfloat16), backend='auto')  # another variant
+
+
+def test_inner_planes_are_verified(monkeypatch):
+    """Forward alone, whose kernels are others than without planes."""
+    monkeypatch.setattr(probe, 'GRIDS', ((1, 3),))
+    arguments = pooled_scan_inputs(1, 1, 2, 4, planes=(2,), device=DEVICE)
+    with torch.no_grad():
+        pooled_scan_by_name(**arguments, backend='auto')
+    assert kept() == {('pooled_scan_planes', 'forward'): [True]}
 
 
 ONE_PASS, CHUNKED = ((3, 4), (3, 6)) if INTERPRETED else ((17, 3), (17, 9))

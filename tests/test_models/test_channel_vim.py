@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from golden_runs import check_gradient, parameters_of, published_spec
-from mmvmamba.kernels.testing import assert_close, load_golden
-from torch import nn
+from golden_runs import CHANNEL_VIMS, channel_vim, check_channel_vim, parameters_of, published_spec
+from mmvmamba.kernels.testing import load_golden
 
 from mmvmamba import checkpoints
 from mmvmamba.checkpoints import CheckpointError
@@ -19,36 +18,17 @@ PUBLISHED = {
 }
 
 
-def golden_model(theirs: dict, **options) -> nn.Module:
-    cls = ChannelVim if theirs.get('if_cls_token') else FastChannelVim
-    sizes = dict(embed_dims=theirs['embed_dim'], depth=theirs['depth'], in_channels=theirs['channels'])
-    return cls(img_size=theirs['img_size'], **sizes, **options)
-
-
 @pytest.mark.parametrize('backend', ['auto', 'torch', 'reference'])
-@pytest.mark.parametrize('name', ['channel_fastvim', 'channel_fastvim_subset', 'channel_vim'])
+@pytest.mark.parametrize('name', CHANNEL_VIMS)
 def test_golden(name, backend, data_dir):
-    golden, metadata = load_golden(data_dir / f'{name}.safetensors')
-    parameters = parameters_of(golden)
-    head = nn.Linear(*reversed(parameters['head.weight'].shape))
-    head.load_state_dict({'weight': parameters.pop('head.weight'), 'bias': parameters.pop('head.bias')})
-    model = golden_model(metadata['official_kwargs'], backend=backend).eval()
-    model.load_state_dict(parameters)
-    image = golden['input'].requires_grad_()
-    channels = golden.get('channels')
-    logits = head(model(image if channels is None else image[:, channels], channels)[0])
-    torch.testing.assert_close(logits, golden['out.0'], rtol=0, atol=2e-6)
-    (logits * golden['cotangent.0']).sum().backward()
-    assert_close('input', image.grad, golden['grad.input'], 1e-5)
-    for label, parameter in [*model.named_parameters(), *head.named_parameters('head')]:
-        check_gradient(label, parameter.grad, golden, 1e-5)
+    check_channel_vim(data_dir / f'{name}.safetensors', backend, 2e-6, 1e-5)
 
 
 def test_golden_subset_is_what_a_training_step_does_that_draws_it(data_dir, monkeypatch):
     golden, metadata = load_golden(data_dir / 'channel_fastvim_subset.safetensors')
     parameters = parameters_of(golden)
     weight, bias = parameters.pop('head.weight'), parameters.pop('head.bias')
-    model = golden_model(metadata['official_kwargs']).train()
+    model = channel_vim(metadata['official_kwargs']).train()
     model.load_state_dict(parameters)
     monkeypatch.setattr(model, '_drawn', lambda planes: golden['channels'])
     logits = model(golden['input'])[0] @ weight.T + bias

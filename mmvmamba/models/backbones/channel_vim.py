@@ -89,7 +89,7 @@ class FastChannelVim(ColumnarBackbone):
             channel.
         with_cp: recompute blocks in the backward pass instead of storing their activations.
         frozen_stages: -1 trains everything; 0 freezes what comes before the blocks; n also freezes the first n blocks.
-        backend: of the scan: 'auto', 'cpu', 'torch' or 'reference'.
+        backend: of the scan: 'auto', 'triton', 'cpu', 'torch' or 'reference'.
         init_cfg: mmengine's initialisation config.
         **fields: replace fields of the architecture: embed_dims, depth, d_state, expand, d_conv, dt_rank.
 
