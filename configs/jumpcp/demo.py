@@ -1,7 +1,5 @@
 # A shrunk FastChannelVim on generated eight-channel pictures of cells, at a size that two CPU cores train from scratch
-# in minutes. Wells, not images, are split: nothing of a validation well was seen.
-#     python tools/make_shapes_dataset.py data/shapes --channels 8 --train 960 --val 240 --size 64
-#     python tools/train.py configs/jumpcp/demo.py
+# in minutes. Wells, not images, are split: nothing of a validation well was seen. `make demo-cells` runs it.
 _base_ = ['../_base_/models/fastchannelvim_s.py', '../_base_/runtime_channels.py']
 
 num_classes = 6
