@@ -4,10 +4,17 @@
 _base_ = ['../_base_/models/mae_fastvim_b.py', '../_base_/runtime_mae.py']
 
 size, patch = 64, 8
-channels, depth = 96, 6
+channels, depth = 64, 4
 model = dict(
     backbone=dict(img_size=size, patch_size=patch, embed_dims=channels, depth=depth),
-    neck=dict(grid=size // patch, patch_size=patch, embed_dims=channels, decoder_embed_dims=64, encoder_depth=depth),
+    neck=dict(
+        grid=size // patch,
+        patch_size=patch,
+        embed_dims=channels,
+        decoder_embed_dims=64,
+        decoder_depth=1,
+        encoder_depth=depth,
+    ),
     head=dict(patch_size=patch),
 )
 train_pipeline = [
@@ -34,11 +41,11 @@ train_dataloader = dict(
         pipeline=train_pipeline,
     ),
 )
-epochs = 24
+epochs = 10
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs)
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=60),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=epochs, eta_min=0.0, convert_to_iter_based=True),
 ]
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=12, max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=5, max_keep_ckpts=1))
