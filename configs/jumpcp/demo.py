@@ -50,8 +50,8 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-epochs = 16
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=4)
+epochs = 30
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=10)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=epochs, eta_min=1e-5, convert_to_iter_based=True),

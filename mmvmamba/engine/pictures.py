@@ -41,6 +41,8 @@ def read_picture(path: str | Path) -> np.ndarray:
 def false_colours(planes: np.ndarray) -> np.ndarray:
     """Give every channel a hue of its own and add them up, as microscopists overlay their stains.
 
+    Where the sum is brighter than a picture can be, it keeps its hue rather than turning white.
+
     Args:
         planes: `(H, W, C)`, any numbers; a channel's brightest pixels (but one in five hundred) get its full colour.
 
@@ -52,7 +54,8 @@ def false_colours(planes: np.ndarray) -> np.ndarray:
     colours = cv2.cvtColor(hues[None].astype(np.float32), cv2.COLOR_HSV2BGR)[0]
     low, high = np.percentile(planes, (1, 99.8), axis=(0, 1))
     strength = ((planes - low) / np.maximum(high - low, 1e-6)).clip(0, 1)
-    return (255 * (strength @ colours).clip(0, 1)).astype(np.uint8)
+    mixed = strength @ colours
+    return (255 * mixed / np.maximum(mixed.max(2, keepdims=True), 1)).astype(np.uint8)
 
 
 def likeliest(scores: torch.Tensor, count: int = 5) -> list[tuple[int, float]]:
