@@ -7,7 +7,7 @@ export MPLBACKEND ?= Agg
 
 RUN := $(VENV)/bin/python
 
-.PHONY: setup demo demo-seg demo-cls test lint doctor
+.PHONY: setup demo demo-seg demo-cls demo-cells demo-mae test lint doctor
 
 setup:
 	@$(PYTHON) tools/setup_env.py --venv $(VENV) --torch $(TORCH)
@@ -20,6 +20,12 @@ demo-seg: setup
 
 demo-cls: setup
 	@$(RUN) tools/demo.py --config configs/demo/vmamba_shapes_cls.py $(DEMO)
+
+demo-cells: setup
+	@$(RUN) tools/demo.py --config configs/jumpcp/demo.py $(DEMO)
+
+demo-mae: setup
+	@$(RUN) tools/demo.py --config configs/mae/demo.py $(DEMO)
 
 # Threads that wait leave the cores to the processes that the tests start.
 test: export OMP_WAIT_POLICY ?= PASSIVE

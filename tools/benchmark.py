@@ -130,6 +130,8 @@ def _add_pooled(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--amp', action='store_true', help='autocast to bfloat16')
     _add_sides(parser, 'work_dirs/pooled.png', [224, 512, 768, 1024])
     parser.add_argument('--backend', default='auto', help='of the scans (default: %(default)s)')
+    parser.add_argument('--channels', type=int, nargs='+', help='of images: FastChannelVim beside ChannelVim')
+    parser.add_argument('--alone', action='store_true', help='the pooled networks only')
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
@@ -167,7 +169,7 @@ _COMMANDS = {
     'routes': ('VMamba-T with every pattern of routes beside published figures', _add_ablation),
     'ssm_init': ('VMamba-T with every initialisation of its scans beside published figures', _add_ablation),
     'profile': ('where the time of the backbones goes on the CPU', _add_profile),
-    'pooled': ('FastVims beside pool=None, with a plot', _add_pooled),
+    'pooled': ('FastVims, or FastChannelVims, beside what scans every token, with a plot', _add_pooled),
     'export': ('backbones in onnxruntime beside PyTorch on the CPU: exactness, size, time, memory', _add_export),
     'traffic': ("memory traffic of the Triton kernels, counted in Triton's interpreter", _add_traffic),
 }

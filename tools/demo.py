@@ -1,9 +1,13 @@
 """The whole way on a small scale: make the shapes dataset, train on it, evaluate, draw. What `make demo` runs.
 
+Of a masked autoencoder the way is longer: pretrain, look at reconstructions, fine-tune a classifier, train a detector.
+
 Prints a page: a line a step, which moves on a terminal, and the metrics. Everything that the tools print is in the log
 that the last lines name.
 
-Example: python tools/demo.py --config configs/demo/upernet_vmamba_shapes.py
+Examples:
+    python tools/demo.py --config configs/demo/upernet_vmamba_shapes.py
+    python tools/demo.py --config configs/mae/demo.py
 """
 
 import argparse
@@ -22,9 +26,8 @@ from mmengine.config import Config
 
 TOOLS = Path(__file__).resolve().parent
 DATA = Path('data/shapes')  # the demo configs name it
-CLASSIFICATION = ('--classification', '--train', 2500, '--val', 250, '--size', 72)  # pictures of its own
 DETECTION = 'configs/demo/maskrcnn_vmamba_shapes.py'
-STEPS = 3
+STEPS, STEPS_OF_PRETRAINING = 3, 8
 BAR = 24  # characters
 TAIL = 25  # lines of the log that are shown when a step fails
 WIDTH = 200  # and how much of each
@@ -41,6 +44,23 @@ METRICS = {
     'top1': 'right (%)',
 }
 ROWS = {'coco/bbox_': 'boxes', 'coco/segm_': 'masks', 'accuracy/': 'images', '': 'pixels'}
+
+
+class Data(NamedTuple):
+    """Pictures that a demo needs.
+
+    Attributes:
+        made: a file that is there once they are.
+        options: of make_shapes_dataset.py.
+    """
+
+    made: Path
+    options: tuple = ()
+
+
+SCENES = Data(DATA / 'classes.json')
+FOLDERS = Data(DATA / 'cls/classes.json', ('--classification', '--train', 2500, '--val', 250, '--size', 72))
+CELLS = Data(DATA / 'cells/metadata.csv', ('--channels', 8, '--train', 960, '--val', 240, '--size', 64))
 # The toolboxes' log: 'Epoch(train)  [2][10/60] ... eta: 0:01:02 ... loss: 1.5', 'Iter(train) [ 10/600] ...'
 ITERATION = re.compile(r'(?:Epoch|Iter)\((train|val|test)\)\s+(?:\[\s*(\d+)\])?\[\s*(\d+)/(\d+)\]')
 NUMBER = re.compile(r'\b(eta|loss): (\S+)')
@@ -78,8 +98,8 @@ def read_progress(line: str, epochs: int) -> Progress | None:
 class Step:
     """A step's line: a bar that moves on a terminal; elsewhere a plain line at its end and at every quarter."""
 
-    def __init__(self, number: int, name: str):
-        self.title = f'[{number}/{STEPS}] {name:<22}'
+    def __init__(self, title: str):
+        self.title = title
         self.progress = Progress()
         self.start = time.monotonic()
         self.moving = sys.stdout.isatty()
@@ -119,25 +139,28 @@ class Step:
 
 
 class Demo:
-    """The steps, with one log for what they print."""
+    """The steps, with one log for what they print.
 
-    def __init__(self, work_dir: Path, epochs: int = 0):
-        self.epochs = epochs
+    Args:
+        work_dir: where everything goes.
+        steps: how many there will be.
+    """
+
+    def __init__(self, work_dir: Path, steps: int):
+        self.work_dir = work_dir
         self.log = work_dir / 'demo.log'
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.log.write_text('')
-        self._number = 0
+        self._number, self._steps = 0, steps
 
-    def skip(self, name: str, why: str) -> None:
-        """A step that needs nothing done."""
+    def _title(self, name: str) -> str:
         self._number += 1
-        print(f'[{self._number}/{STEPS}] {name:<22} {why}', flush=True)
+        return f'[{self._number}/{self._steps}] {name:<22}'
 
-    def run(self, name: str, tool: str, *arguments: object) -> None:
+    def run(self, name: str, tool: str, *arguments: object, epochs: int = 0) -> None:
         """Run one of the tools, its output into the log; stop where it fails, with the log's last lines."""
-        self._number += 1
         command = [sys.executable, str(TOOLS / tool), *map(str, arguments)]
-        step = Step(self._number, name)
+        step = Step(self._title(name))
         lines = []
         with self.log.open('a') as log:
             log.write(f'\n$ {shlex.join(command)}\n')
@@ -149,7 +172,7 @@ class Demo:
                         log.write(line)
                         log.flush()
                         lines = [*lines[1 - TAIL :], line.rstrip()[:WIDTH]]
-                        progress = read_progress(line, self.epochs)
+                        progress = read_progress(line, epochs)
                         if progress:
                             step.update(progress)
                 except KeyboardInterrupt:
@@ -160,6 +183,33 @@ class Demo:
         if process.returncode:
             print('\n'.join(lines))
             sys.exit(f'\n{tool} failed with exit code {process.returncode}; the lines above say why.\nlog: {self.log}')
+
+    def make(self, name: str, data: Data) -> None:
+        """Make the pictures, unless they are there."""
+        if data.made.exists():
+            print(f'{self._title(name)} in {data.made.parent} already', flush=True)
+        else:
+            self.run(name, 'make_shapes_dataset.py', DATA, '--overwrite', *data.options)
+
+    def train(self, name: str, config: str, options: list[str], folder: str = '') -> Path:
+        """Train in a folder of the work folder; the last checkpoint."""
+        work_dir = self.work_dir / folder
+        given = [int(o.partition('=')[2]) for o in options if o.startswith('train_cfg.max_epochs=')]
+        cfg = Config.fromfile(config, import_custom_modules=False)
+        epochs = given[0] if given else cfg.train_cfg.get('max_epochs') or 0
+        self.run(name, 'train.py', config, '--work-dir', work_dir, *_options(options), epochs=epochs)
+        return Path((work_dir / 'last_checkpoint').read_text().strip())
+
+    def test(self, name: str, config: str, checkpoint: Path, options: list[str], folder: str = '') -> Path:
+        """Test and draw, print the metrics in the end; the pictures' folder."""
+        work_dir = self.work_dir / folder
+        test, pictures = work_dir / 'test', work_dir / 'pictures'
+        self.run(name, 'test.py', config, checkpoint, '--work-dir', test, '--show-dir', pictures, *_options(options))
+        return pictures
+
+
+def _options(options: list[str]) -> list[str]:
+    return ['--cfg-options', *options] if options else []
 
 
 def table(metrics: dict) -> list[str]:
@@ -188,40 +238,70 @@ def where_drawn(pictures: Path) -> str:
     return f'{drawn[0].parent}  (left: ground truth, right: predictions)' if drawn else f'none in {pictures}'
 
 
+def data_of(cfg: Config) -> Data:
+    """What a demo's config trains on."""
+    if cfg.train_dataloader.dataset.type == 'mmvmamba.JumpCPDataset':
+        return CELLS
+    return FOLDERS if cfg.default_scope == 'mmpretrain' else SCENES
+
+
+def plain(demo: Demo, config: str, data: Data, options: list[str]) -> list[str]:
+    """Data, training, evaluation; the lines to end with."""
+    demo.make('data', data)
+    checkpoint = demo.train('training', config, options)
+    pictures = demo.test('evaluation, pictures', config, checkpoint, options)
+    return [
+        'On held-out images:',
+        *table(metrics_of(demo.work_dir / 'test')),
+        f'\npictures:   {where_drawn(pictures)}',
+        f'checkpoint: {checkpoint}',
+    ]
+
+
+def pretraining(demo: Demo, config: str, options: list[str]) -> list[str]:
+    """Masked pretraining, and its encoder in a classifier and in a detector; the lines to end with."""
+    demo.make('data', FOLDERS)
+    demo.make('data of the detector', SCENES)
+    encoder = demo.train('masked pretraining', config, options)
+    drawn = demo.work_dir / 'reconstructions.png'
+    images = sorted((DATA / 'cls/val').glob('*/*.jpg'))[:: 250 // 6]
+    demo.run('reconstructions', 'analysis/mae_pictures.py', config, encoder, *images, '--out', drawn)
+    start = [f'model.backbone.init_cfg.checkpoint={encoder}']
+    shown = []
+    for name, folder in (('fine-tuning', 'finetuned'), ('detector', 'detector')):
+        own = str(Path(config).with_name(f'demo_{folder}.py'))
+        checkpoint = demo.train(name, own, start, folder)
+        pictures = demo.test('evaluation, pictures', own, checkpoint, start, folder)
+        shown += [f'{name}, on held-out images:', *table(metrics_of(demo.work_dir / folder / 'test'))]
+        shown += [f'pictures: {where_drawn(pictures)}', f'checkpoint: {checkpoint}\n']
+    return [*shown, f'reconstructions (image, what is seen, what is made of it): {drawn}', f'encoder: {encoder}']
+
+
+def metrics_of(folder: Path) -> dict:
+    """What the last test there has measured."""
+    return json.loads(newest(folder, '*.json').read_text())
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--config', default=DETECTION, help='a config of configs/demo (default: %(default)s)')
+    parser.add_argument('--config', default=DETECTION, help='a config of a demo (default: %(default)s)')
     parser.add_argument('--work-dir', type=Path, help='where everything goes (default: work_dirs/<name of the config>)')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='changes to the config')
     arguments = parser.parse_args(argv)
-    work_dir = arguments.work_dir or Path('work_dirs') / Path(arguments.config).stem
-    pictures = work_dir / 'pictures'
-    options = ['--cfg-options', *arguments.cfg_options] if arguments.cfg_options else []
+    config, options = arguments.config, arguments.cfg_options
+    name = Path(config).stem
+    work_dir = arguments.work_dir or Path('work_dirs') / (
+        f'{Path(config).parent.name}_demo' if name == 'demo' else name
+    )
     start = time.monotonic()
-    epochs = [int(o.partition('=')[2]) for o in arguments.cfg_options if o.startswith('train_cfg.max_epochs=')]
-    cfg = Config.fromfile(arguments.config, import_custom_modules=False)
-    epochs = epochs or [cfg.train_cfg.get('max_epochs') or 0]
-    demo = Demo(work_dir, epochs[0])
-    print(f'{arguments.config}: three steps, in {work_dir}', flush=True)
-
-    classifies = cfg.default_scope == 'mmpretrain'
-    data = DATA / 'cls' if classifies else DATA
-    if (data / 'classes.json').exists():
-        demo.skip('data', f'in {data} already')
-    else:
-        demo.run('data', 'make_shapes_dataset.py', DATA, '--overwrite', *(CLASSIFICATION if classifies else ()))
-    demo.run('training', 'train.py', arguments.config, '--work-dir', work_dir, *options)
-    checkpoint = Path((work_dir / 'last_checkpoint').read_text().strip())
-    test = (arguments.config, checkpoint, '--work-dir', work_dir / 'test', '--show-dir', pictures)
-    demo.run('evaluation, pictures', 'test.py', *test, *options)
-
-    metrics = json.loads(newest(work_dir / 'test', '*.json').read_text())
-    print('\nOn held-out images:')
-    print('\n'.join(table(metrics)))
-    print(f'\nDone in {(time.monotonic() - start) / 60:.1f} minutes.')
-    print(f'pictures:   {where_drawn(pictures)}')
+    cfg = Config.fromfile(config, import_custom_modules=False)
+    steps = STEPS_OF_PRETRAINING if cfg.model.type == 'MAE' else STEPS
+    demo = Demo(work_dir, steps)
+    print(f'{config}: {steps} steps, in {work_dir}', flush=True)
+    said = pretraining(demo, config, options) if cfg.model.type == 'MAE' else plain(demo, config, data_of(cfg), options)
+    print('\n' + '\n'.join(said))
     print(f'log:        {demo.log}')
-    print(f'checkpoint: {checkpoint}')
+    print(f'\nDone in {(time.monotonic() - start) / 60:.1f} minutes.')
     return 0
 
 

@@ -1,7 +1,5 @@
 # A shrunk FastChannelVim on generated eight-channel pictures of cells, at a size that two CPU cores train from scratch
-# in minutes. Wells, not images, are split: nothing of a validation well was seen.
-#     python tools/make_shapes_dataset.py data/shapes --channels 8 --train 960 --val 240 --size 64
-#     python tools/train.py configs/jumpcp/demo.py
+# in minutes. Wells, not images, are split: nothing of a validation well was seen. `make demo-cells` runs it.
 _base_ = [
     '../_base_/models/fastchannelvim_s.py',
     '../_base_/datasets/jumpcp.py',
@@ -42,8 +40,8 @@ train_dataloader = dict(**loader, dataset=dict(**plate, pipeline=train_pipeline)
 val_dataloader = dict(**loader, dataset=dict(**plate))
 test_dataloader = dict(**loader, dataset=dict(**plate, split='val'))
 
-epochs = 16
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=4)
+epochs = 30
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=10)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=epochs, eta_min=1e-5, convert_to_iter_based=True),

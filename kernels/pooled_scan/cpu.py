@@ -77,15 +77,11 @@ class _Tokens:
             share=scaling / (line // spans),
             eps=eps,
         )
-        self.tensors = dict(
-            xz=xz.detach().float().contiguous(),
-            taps=torch.stack([direction[0][:, 0].T for direction in self.directions]).contiguous(),
-            bias=torch.stack([direction[1] for direction in self.directions]),
-            skip=torch.stack([direction[6] for direction in self.directions]),
-        )
+        self.tensors = dict(xz=xz.detach().float().contiguous(), packed=self._packed())
         if norm_weight is not None:
             self.tensors['norm'] = torch.stack([norm_weight, norm_bias]).detach().float()
         self.pooled = self.empty(*self.pooled_shape)
+        self.mixed = self.tensors['mixed'] = self.empty(*xz.shape[:-1], self.channels)
         self.run(passes.pool(), pooled=self.pooled)
         self.tensors['scanned'] = torch.stack(
             [
@@ -93,6 +89,12 @@ class _Tokens:
                 for reverse, (s, direction) in enumerate(zip(self.pooled, self.directions, strict=True))
             ]
         )
+
+    def _packed(self):
+        """The parameters of `passes.PACKED`, vector by vector."""
+        taps, biases, skips = ([direction[i] for direction in self.directions] for i in (0, 1, 6))
+        rows = torch.cat([*(t[:, 0].T for t in taps), torch.stack([*biases, *skips])])
+        return rows.unflatten(1, (-1, LANES)).transpose(0, 1).contiguous()
 
     def empty(self, *shape):
         return torch.empty(shape, dtype=torch.float32, device='cpu')
@@ -121,9 +123,8 @@ def forward(xz, directions, norm_weight, norm_bias, axis, pool, scaling, eps, pl
     if not _takes(directions, pool):
         return torch_blocked.forward(*arguments, scans=COMPILED)
     tokens = _Tokens(*arguments)
-    out = tokens.empty(*xz.shape[:-1], tokens.channels)
-    tokens.run(passes.finish(), out=out)
-    return out.to(xz.dtype)
+    tokens.run(passes.finish(), out=tokens.mixed)
+    return tokens.mixed.to(xz.dtype)
 
 
 @torch.no_grad()
@@ -134,7 +135,7 @@ def backward(dout, xz, directions, norm_weight, norm_bias, axis, pool, scaling, 
         return torch_blocked.backward(dout, *arguments, scans=COMPILED)
     tokens = _Tokens(*arguments)
     channels, tasks = tokens.channels, tokens.tasks
-    dxz, dy = tokens.empty(*xz.shape), tokens.empty(*dout.shape)
+    dxz, dy = tokens.empty(*xz.shape), tokens.mixed
     dscanned = tokens.empty(*tokens.pooled_shape[1:])
     dnorm, sums = tokens.empty(tasks, 2, channels), tokens.empty(tasks, 2, passes.TAPS + 2, channels)
     dout = dout.float().contiguous()
@@ -144,7 +145,11 @@ def backward(dout, xz, directions, norm_weight, norm_bias, axis, pool, scaling, 
         ds, *of_scan = torch_blocked.scan_pooled_backward(dscanned, s, direction, bool(reverse), COMPILED)
         dpooled.append(ds)
         of_scans.append(of_scan)
-    tokens.run(passes.unpool(), dxz=dxz, dy=dy, dpooled=torch.stack(dpooled), sums=sums)
+    taps, bias, skip = (torch.stack([direction[i] for direction in tokens.directions]) for i in (0, 1, 6))
+    taps = taps[:, :, 0].transpose(1, 2).contiguous()
+    tokens.run(
+        passes.unpool(), dxz=dxz, dy=dy, dpooled=torch.stack(dpooled), sums=sums, taps=taps, bias=bias, skip=skip
+    )
     grads = []
     for way, of_scan in zip(sums.sum(0), of_scans, strict=True):
         taps, bias, skip = (part.clone() for part in way.split([passes.TAPS, 1, 1]))

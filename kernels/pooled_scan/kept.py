@@ -44,7 +44,9 @@ class KeptLines(NamedTuple):
 
 def _taken(t, index):
     """Rows of `(B, M, D)` by number, `index (B, S)`, as `(B, S, D)`."""
-    return t.gather(1, index[..., None].expand(-1, -1, t.shape[2]))
+    # whole rows are copied; gathering every number by an index of its own takes ten times as long
+    first = torch.arange(0, t.shape[0] * t.shape[1], t.shape[1], device=index.device)
+    return t.flatten(0, 1).index_select(0, (index + first[:, None]).flatten()).unflatten(0, index.shape)
 
 
 def _arranged(places, height, width, axis, scaling, consistent, dtype):

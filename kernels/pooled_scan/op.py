@@ -170,6 +170,8 @@ def pooled_scan_kept(
     Source: Kapse et al., "Fast Vision Mamba", arXiv 2502.00594, and its authors' code (FastMaskVim).
     """
     name = 'pooled_scan_kept'
+    # sizes are tensors where torch.jit traces; its graph keeps those of the example
+    grid = tuple(int(side) if isinstance(side, torch.Tensor) else side for side in grid)
     tensors = (xz, *_flat(name, forth, back), norm_weight, norm_bias)
     options = (axis, 'mean', scaling, eps, 'inner')
     case = case_of(name, (*tensors, places), *options, grid)

@@ -1,8 +1,9 @@
 """FastVim's passes over the tokens compiled for the host by numba: pool the lines, finish the mixer, and back.
 
-A task is one line (a row or a column of the grid) of one image. The convolutions are recomputed in every pass from the
-tokens themselves: reading them again costs less than writing down what was computed. No two tasks write the same
-place, so results do not depend on which thread ran what.
+A task is one line (a row or a column of the grid) of one image. The pass that pools leaves what the skips give every
+token, summed over both directions, in the memory that the result, or a gradient, takes later: writing one number down
+costs less than convolving twice again. No two tasks write the same place, so results do not depend on which thread ran
+what.
 """
 
 import functools
@@ -29,6 +30,14 @@ from .vectors import (
 TAPS = 4
 """Of the causal convolutions: the width that every published model has."""
 
+PACKED = 2 * (TAPS + 2)
+"""Parameters of a channel: the taps of both directions, then both biases, then both skips."""
+
+_CHUNK = 256
+"""Bytes of a token that are worked on before the next token: four cache lines. Tokens often lie a multiple of 2,048
+bytes apart, so most of a line's would fall into the same few places of the first-level cache. A window of them must fit
+together with the spans' sums."""
+
 _REACH = TAPS - 1
 _SUMS = TAPS + 2  # a direction's gradients that are sums over tokens: of the taps, the convolution's bias, the skip
 _HALF, _ONE = np.float32(0.5), np.float32(1)
@@ -39,7 +48,7 @@ JOB = np.dtype(
             (name, np.int64)
             for name in (
                 *('next', 'batch', 'lines', 'line', 'spans', 'rows', 'planes', 'outer', 'inner', 'channels', 'normed'),
-                *('xz', 'taps', 'bias', 'skip', 'pooled', 'scanned', 'norm', 'out'),
+                *('xz', 'packed', 'taps', 'bias', 'skip', 'pooled', 'mixed', 'scanned', 'norm', 'out'),
                 *('dout', 'dxz', 'dy', 'dscanned', 'dpooled', 'dnorm', 'sums'),
             )
         ),
@@ -55,9 +64,12 @@ repeat the lines. Tokens `i, i + spans, ...` of a line are pooled: one plane's, 
 S is the number of all spans; the leading 2 stands for the directions.
 
     xz, dxz (B, L, 2 channels)                  tokens, then gates
-    taps (2, TAPS, channels), bias, skip (2, channels), norm (2, channels): weight and bias, read if `normed`
+    packed (channels / LANES, PACKED, LANES)    parameters as `_pool` reads them
+    taps (2, TAPS, channels), bias, skip (2, channels)  the same as `_unpool` does
+    norm (2, channels)                          weight and bias, read if `normed`
     pooled, scanned, dpooled (2, B, S, channels), dscanned (B, S, channels)
-    out, dout, dy (B, L, channels)              dy: of what each direction adds to a token
+    mixed, out, dout, dy (B, L, channels)       mixed: what both skips give a token, may be the memory of out or dy
+                                                dy: of what each direction adds to a token
     dnorm (B * lines, 2, channels)              sums over a line's tokens
     sums (B * lines, 2, TAPS + 2, channels)     likewise: of the taps, the convolution's bias, the skip
     share                                       of a token in its pooled span
@@ -101,39 +113,66 @@ def _direction(job):
     return 4 * job.channels * job.batch * job.lines * job.spans
 
 
+@njit(**COMPILE)
+def _activated(packed, way, a, b, c, d):
+    """A direction's convolution over four tokens' vectors, the farthest first, behind its SiLU."""
+    taps = packed + way * TAPS * BYTES
+    p = load(packed + (2 * TAPS + way) * BYTES) + load(taps) * a
+    p = p + load(taps + BYTES) * b
+    p = p + load(taps + 2 * BYTES) * c
+    return silu(p + load(taps + 3 * BYTES) * d)
+
+
+@njit(**COMPILE)
+def _pool_token(rows, i, packed, first, last, mixed, target, far, begins, ends, share):
+    """Some vectors of a line's i-th token: into `mixed`, and added to their span, which `begins` or `ends` with it."""
+    r0, r1, r2, r3 = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
+    r4, r5, r6 = rows[i + 4], rows[i + 5], rows[i + 6]
+    for column in range(first, last, BYTES):
+        own = packed + PACKED * column
+        token = load(r3 + column)
+        forth = _activated(own, 0, load(r0 + column), load(r1 + column), load(r2 + column), token)
+        back = _activated(own, 1, load(r6 + column), load(r5 + column), load(r4 + column), token)
+        skips = own + (2 * TAPS + 2) * BYTES
+        store(forth * load(skips) + back * load(skips + BYTES), mixed + column)
+        if not begins:
+            forth, back = forth + load(target + column), back + load(target + far + column)
+        if ends:
+            forth, back = forth * share, back * share
+        store(forth, target + column)
+        store(back, target + far + column)
+
+
 def _pool(jobs):
-    """Write `pooled`."""
+    """Write `pooled` and `mixed`."""
     job = carray(jobs, 1)[0]
-    width, share = 4 * job.channels, np.float32(job.share)
+    width, share, far = 4 * job.channels, np.float32(job.share), _direction(job)
+    line, spans, packed, xz = job.line, job.spans, job.packed, job.xz
     zeros = np.zeros(job.channels, np.float32)
-    rows = np.zeros(job.line + 2 * _REACH, np.int64)
+    rows = np.zeros(line + 2 * _REACH, np.int64)
     while True:
         task = take(jobs)
         if task >= job.batch * job.lines:
             break
-        _window(job, task, job.xz, 2 * width, address(zeros), rows)
-        for column in range(0, width, BYTES):
-            target = job.pooled + _span(job, task, 0) + column
-            for span in range(job.spans):
-                forth = back = fill(ZERO)
-                for i in range(span, job.line, job.spans):
-                    forth = forth + silu(_convolve(job, 0, rows, i, column))
-                    back = back + silu(_convolve(job, 1, rows, i, column))
-                store(forth * share, target + span * width)
-                store(back * share, target + _direction(job) + span * width)
+        _window(job, task, xz, 2 * width, address(zeros), rows)
+        pooled, mixed = job.pooled + _span(job, task, 0), job.mixed
+        for first in range(0, width, _CHUNK):
+            last, span = min(first + _CHUNK, width), 0
+            for i in range(line):
+                own = mixed + (rows[i + _REACH] - xz) // 2
+                target, begins, ends = pooled + span * width, i < spans, i >= line - spans
+                _pool_token(rows, i, packed, first, last, own, target, far, begins, ends, share)
+                span = span + 1 if span < spans - 1 else 0
 
 
 @njit(**COMPILE)
-def _mix(job, task, i, rows, ys):
+def _mix(job, task, i, place, ys):
     """What a token is before norm and gate: the mean of both directions; its mean and 1 / deviation, or 0 and 1."""
     width, far = 4 * job.channels, _direction(job)
-    scanned = job.scanned + _span(job, task, i)
+    scanned, mixed = job.scanned + _span(job, task, i), job.mixed + place
     total = fill(ZERO)
     for column in range(0, width, BYTES):
-        y = load(scanned + column) + load(scanned + far + column)
-        y = y + silu(_convolve(job, 0, rows, i, column)) * load(job.skip + column)
-        y = y + silu(_convolve(job, 1, rows, i, column)) * load(job.skip + width + column)
-        y = y * _HALF
+        y = (load(scanned + column) + load(scanned + far + column) + load(mixed + column)) * _HALF
         store(y, ys + column)
         total = total + y
     if not job.normed:
@@ -160,9 +199,10 @@ def _finish(jobs):
         ys = address(y_memory)
         _window(job, task, job.xz, 2 * width, address(zeros), rows)
         for i in range(job.line):
-            mean, deviation = _mix(job, task, i, rows, ys)
             token = rows[i + _REACH]
-            target = job.out + (token - job.xz) // 2
+            place = (token - job.xz) // 2
+            mean, deviation = _mix(job, task, i, place, ys)
+            target = job.out + place
             for column in range(0, width, BYTES):
                 y = (load(ys + column) - mean) * deviation
                 if job.normed:
@@ -192,9 +232,9 @@ def _unfinish(jobs):
         sum_memory[:] = ZERO
         _window(job, task, job.xz, 2 * width, address(zeros), rows)
         for i in range(job.line):
-            mean, deviation = _mix(job, task, i, rows, ys)
             token = rows[i + _REACH]
             place = (token - job.xz) // 2
+            mean, deviation = _mix(job, task, i, place, ys)
             plain = along = fill(ZERO)
             for column in range(0, width, BYTES):
                 z, d = load(token + width + column), load(job.dout + place + column)

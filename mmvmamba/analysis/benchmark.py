@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mmvmamba.models import FastVim, VMamba
+from mmvmamba.models import ChannelVim, FastChannelVim, FastVim, VMamba
 from mmvmamba.models.layers import ss2d as ss2d_layer
 
 from . import drawing
@@ -297,7 +297,16 @@ def profile(height: int, width: int, repeat: int) -> list[dict]:
     return rows
 
 
-def pooled(repeat: int, sides: list[int], backend: str, archs: list[str], amp: bool, plot: Path) -> list[dict]:
+def pooled(
+    repeat: int,
+    sides: list[int],
+    backend: str,
+    archs: list[str],
+    amp: bool,
+    plot: Path,
+    channels: list[int] | None = None,
+    alone: bool = False,
+) -> list[dict]:
     """FastVims beside the same networks scanning every token (`pool=None`), batch 1, evaluation; saves a plot.
 
     Args:
@@ -307,27 +316,50 @@ def pooled(repeat: int, sides: list[int], backend: str, archs: list[str], amp: b
         archs: of FastVim.
         amp: autocast to bfloat16.
         plot: picture to write.
+        channels: of images, for FastChannelVim beside ChannelVim; None for FastVim.
+        alone: the pooled network only.
 
     Returns:
-        A row per arch and side; a network that cannot run says why.
+        A row per arch, number of channels and side; a network that cannot run says why.
     """
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    rows, ratios = [], {arch: [] for arch in archs}
-    for arch in archs:
-        kinds = {'pooled': ('mean', backend), 'pool=None': (None, backend), 'pooled, torch backend': ('mean', 'torch')}
-        networks = {
-            name: FastVim(arch, pool=pool, backend=own).eval().to(device) for name, (pool, own) in kinds.items()
-        }
+    rows, ratios = [], {}
+    for arch, count in itertools.product(archs, channels or [None]):
+        networks = {name: one.eval().to(device) for name, one in _pooled_networks(arch, count, backend, alone).items()}
+        label = {'FastVim': arch} if count is None else {'FastChannelVim': arch, 'channels': count}
+        curve = ratios.setdefault(', '.join(map(str, label.values())), [])
         for side in sides:
-            image = torch.randn(1, 3, side, side, device=device)
+            image = torch.randn(1, count or 3, side, side, device=device)
             candidates = {
                 name: functools.partial(_run, network, image, False, amp) for name, network in networks.items()
             }
-            times = {name: t for name, (t, _) in measured(candidates, repeat, device).items()}
-            seconds = {name: t.p50 if isinstance(t, Times) else math.nan for name, t in times.items()}
-            ratios[arch].append(seconds['pool=None'] / seconds['pooled'])
-            row = {'FastVim': arch, 'side': side} | {f'{name} s': f'{seconds[name]:.4f}' for name in kinds}
-            note = '; '.join(f'{name}: {t}' for name, t in times.items() if isinstance(t, str))
-            rows.append(row | {'pool=None / pooled': f'{ratios[arch][-1]:.2f}', 'note': note})
-    drawing.speedups(sides, ratios, plot, f'FastVim, {backend} backend, {device}, batch 1')
+            found = measured(candidates, repeat, device)
+            seconds = {name: t.p50 if isinstance(t, Times) else math.nan for name, (t, _) in found.items()}
+            row = label | {'side': side} | {f'{name} s': f'{value:.4f}' for name, value in seconds.items()}
+            if count is not None:
+                row |= {f'{name} MiB': f'{memory / 2**20:.0f}' for name, (_, memory) in found.items()}
+            whole = next((name for name in seconds if name in ('pool=None', 'ChannelVim')), None)
+            if whole:
+                curve.append(seconds[whole] / seconds['pooled'])
+                row[f'{whole} / pooled'] = f'{curve[-1]:.2f}'
+            rows.append(row | {'note': '; '.join(f'{n}: {t}' for n, (t, _) in found.items() if isinstance(t, str))})
+    if not alone:
+        drawing.speedups(
+            sides,
+            ratios,
+            plot,
+            f'{"FastVim" if channels is None else "FastChannelVim"}, {backend} backend, {device}, batch 1',
+        )
     return rows
+
+
+def _pooled_networks(arch: str, channels: int | None, backend: str, alone: bool) -> dict[str, nn.Module]:
+    """The pooled network of an arch by name, and those beside it."""
+    if channels is None:
+        of_tokens = {'pool=None': FastVim(arch, pool=None, backend=backend)}
+        kind = functools.partial(FastVim, arch)
+    else:
+        of_tokens = {'ChannelVim': ChannelVim(arch, in_channels=channels, backend=backend)}
+        kind = functools.partial(FastChannelVim, arch, in_channels=channels)
+    networks = {'pooled': kind(backend=backend)}
+    return networks if alone else networks | of_tokens | {'pooled, torch backend': kind(backend='torch')}

@@ -58,13 +58,27 @@ def _pooled_scan(inputs, outputs) -> Counter:
     channels, tokens = double // 2, height * width * count
     axis, pool = (inputs[1 + 2 * _DIRECTION + 2 + i].toIValue() for i in range(2))
     positions = tokens if pool is None else {'row': height, 'column': width}[axis] * count
+    return Counter({'pooled_scan': batch * _mixer_flops(tokens, positions, channels, inputs[1:])})
+
+
+def _mixer_flops(tokens: int, positions: int, channels: int, parameters) -> int:
+    """Of an image, given the traced tensors of both directions and the norm."""
     flops = 0
     for way in range(2):
-        conv, _, x_proj, dt, _, A, _ = (get_shape(inputs[1 + way * _DIRECTION + i]) for i in range(_DIRECTION))
+        conv, _, x_proj, dt, _, A, _ = (get_shape(parameters[way * _DIRECTION + i]) for i in range(_DIRECTION))
         flops += tokens * channels * (conv[2] + 1)
         flops += positions * channels * (x_proj[0] + dt[1] + 9 * A[1])
-    has_norm = get_shape(inputs[1 + 2 * _DIRECTION]) is not None
-    return Counter({'pooled_scan': batch * (flops + 5 * tokens * channels * has_norm)})
+    has_norm = get_shape(parameters[2 * _DIRECTION]) is not None
+    return flops + 5 * tokens * channels * has_norm
+
+
+def _pooled_scan_kept(inputs, outputs) -> Counter:
+    """As the above, of the tokens that a mask has kept; the scans pass through every line, empty ones too."""
+    batch, kept, double = get_shape(inputs[0])
+    channels, parameters = double // 2, inputs[2:]
+    height, width, axis = (parameters[2 * _DIRECTION + 2 + i].toIValue() for i in range(3))
+    flops = _mixer_flops(kept, {'row': height, 'column': width}[axis], channels, parameters)
+    return Counter({'pooled_scan_kept': batch * flops})
 
 
 _HANDLERS = {
@@ -73,6 +87,7 @@ _HANDLERS = {
     'mmvmamba::pooled_scan': _pooled_scan,
     'aten::rms_norm': norm_flop_counter(2),  # as LayerNorm
     'mmvmamba::pooled_scan_planes': _pooled_scan,
+    'mmvmamba::pooled_scan_kept': _pooled_scan_kept,
     **dict.fromkeys(('aten::gelu', 'aten::silu', 'aten::relu', 'aten::sigmoid', 'aten::softmax', 'aten::max_pool2d')),
 }
 
@@ -103,6 +118,18 @@ class _Tensors(nn.Module):
 
     def forward(self, image):
         return tuple(_flatten(self.model(image, self.samples, mode='tensor')))
+
+
+class _Autoencoder(nn.Module):
+    """A masked autoencoder's pre-training: the kept patches through the encoder, all through the decoder."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, image):
+        latent, _, ids_restore = self.model.backbone(image)
+        return self.model.neck(latent, ids_restore)
 
 
 def _flatten(results):
@@ -136,7 +163,8 @@ def of_config(cfg: Config, height: int, width: int) -> Complexity:
     """Build a config's model and count it on a random image; needs no dataset.
 
     Detection: the boxes of 1000 proposals, the masks of the first 100. Segmentation: parameters with the auxiliary
-    head, FLOPs without it. Classification: up to the logits.
+    head, FLOPs without it. Classification: up to the logits. Masked autoencoders: up to the prediction, with the share
+    of the patches masked that the config says.
     """
     init_default_scope(cfg.default_scope)
     if cfg.default_scope == 'mmdet':
@@ -147,6 +175,8 @@ def of_config(cfg: Config, height: int, width: int) -> Complexity:
         from mmpretrain.structures import DataSample
     model = MODELS.build(cfg.model)
     image = torch.rand(1, getattr(model.backbone, 'in_channels', 3), height, width)
+    if cfg.model.type == 'MAE':
+        return complexity(_Autoencoder(model), image)
     shape = (height, width)
     meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0))
     return complexity(_Tensors(model, [DataSample(metainfo=meta)]), image)

@@ -14,6 +14,7 @@ from .translating import (
     CLASSIFIER_HEAD,
     Tensors,
     architecture,
+    as_autoencoder,
     as_classifier,
     family_of,
     identify,
@@ -79,10 +80,11 @@ def load(
     Understood: a file, a URL or a dict; containers `model`, `model_ema`, `state_dict`, `state_dict_ema` or none, of
     which the one counts that the family's published readers take; what wrappers put into names (`module.`,
     `_orig_mod.`); published classifiers and mmpretrain's (whole into mmpretrain's `ImageClassifier`; into a backbone
-    without their head and, if it has several output norms, without theirs, and those stay fresh); detectors and
-    segmentors (for a backbone, its part is taken); the old names of vanilla VMamba; linears stored as 1 x 1
-    convolutions; Vim's class token in the middle; RMSNorm weights for a LayerNorm; position embeddings of another grid;
-    stages behind the model's last output.
+    without their head and, if it has several output norms, without theirs, and those stay fresh); published masked
+    autoencoders (whole into mmpretrain's `MAE`, their encoder into a backbone); detectors and segmentors (for a
+    backbone, its part is taken); the old names of vanilla VMamba; linears stored as 1 x 1 convolutions; Vim's class
+    token in the middle; RMSNorm weights for a LayerNorm; position embeddings of another grid; stages behind the model's
+    last output.
 
     Args:
         source: path, URL, or names to tensors (in a container or not).
@@ -227,13 +229,15 @@ def _fit_whole(given, family, expected, backbone_alone, label, title):
     averaged = []
     if CLASSIFIER_HEAD in expected:
         given, averaged = as_classifier(given)
+    given = as_autoencoder(given, expected)
     own_expected = {k.removeprefix('backbone.'): v for k, v in expected.items() if k.startswith('backbone.')}
     rest_expected = [name for name in expected if not name.startswith('backbone.')]
     own = {name.removeprefix('backbone.'): v for name, v in given.items() if name.startswith('backbone.')}
     rest = {name: value for name, value in given.items() if not name.startswith('backbone.')}
     bare = not own and any(name in own_expected for name in translate(rest, family, own_expected)[0])
-    if bare:  # a backbone's file
-        own, rest = rest, {}
+    if bare:  # a backbone's file, or a masked autoencoder's
+        own = {name: value for name, value in rest.items() if name not in expected}
+        rest = {name: value for name, value in rest.items() if name in expected}
     fitted, dropped, fresh = translate(own, family, own_expected)
     fitted = {f'backbone.{name}': value for name, value in fitted.items()}
     fresh = [f'backbone.{name}' for name in fresh]

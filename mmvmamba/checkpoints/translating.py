@@ -158,6 +158,19 @@ def as_classifier(state_dict: Tensors) -> tuple[dict[str, torch.Tensor], list[st
     }, averaged
 
 
+def as_autoencoder(state_dict: Tensors, expected: Mapping) -> dict[str, torch.Tensor]:
+    """A published masked autoencoder's parameters under the names of mmpretrain's `MAE`: its decoder is the neck.
+
+    Args:
+        state_dict: names as published, encoder and decoder side by side, bare or behind `backbone.`.
+        expected: what the model has. Without names of a decoder in its neck nothing changes.
+    """
+    neck = {name.removeprefix('neck.') for name in expected if name.startswith('neck.decoder_')}
+    neck |= {'mask_token'} if 'neck.mask_token' in expected else set()
+    bare = {name: name.removeprefix('backbone.') for name in state_dict}
+    return {f'neck.{bare[name]}' if bare[name] in neck else name: value for name, value in state_dict.items()}
+
+
 _HEADS = ('classifier.', 'head.', 'norm.', 'norm_f.')
 
 

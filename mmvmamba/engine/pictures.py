@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import mmcv
 import numpy as np
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
+from mmvmamba.datasets.planes import read_planes
 from mmvmamba.registry import HOOKS
 
 OVERVIEW = 'right_and_wrong.png'
@@ -21,6 +23,39 @@ _RIGHT, _WRONG = '#1a7f37', '#cf222e'
 def name_of(classes: Sequence[str] | None, label: int) -> str:
     """A class in words; its number where no names are known."""
     return str(classes[label]) if classes is not None and label < len(classes) else f'class {label}'
+
+
+def read_picture(path: str | Path) -> np.ndarray:
+    """An image to look at, `(H, W, 3)`, uint8, blue first; one of many channels in false colours.
+
+    Raises:
+        DataError: of a file of many channels (`.npy`, a TIFF of several pages) that cannot be read.
+    """
+    path = Path(path)
+    pages = cv2.imcount(str(path)) if path.suffix.lower() in ('.tif', '.tiff') else 1
+    if path.suffix == '.npy' or pages > 1:
+        return false_colours(read_planes(path))
+    return mmcv.imread(str(path))
+
+
+def false_colours(planes: np.ndarray) -> np.ndarray:
+    """Give every channel a hue of its own and add them up, as microscopists overlay their stains.
+
+    Where the sum is brighter than a picture can be, it keeps its hue rather than turning white.
+
+    Args:
+        planes: `(H, W, C)`, any numbers; a channel's brightest pixels (but one in five hundred) get its full colour.
+
+    Returns:
+        `(H, W, 3)`, uint8, blue first.
+    """
+    count = planes.shape[2]
+    hues = np.stack([np.arange(count) * 360 / count, np.ones(count), np.ones(count)], axis=1)
+    colours = cv2.cvtColor(hues[None].astype(np.float32), cv2.COLOR_HSV2BGR)[0]
+    low, high = np.percentile(planes, (1, 99.8), axis=(0, 1))
+    strength = ((planes - low) / np.maximum(high - low, 1e-6)).clip(0, 1)
+    mixed = strength @ colours
+    return (255 * mixed / np.maximum(mixed.max(2, keepdims=True), 1)).astype(np.uint8)
 
 
 def likeliest(scores: torch.Tensor, count: int = 5) -> list[tuple[int, float]]:
@@ -92,7 +127,7 @@ class ClassificationPictures(Hook):
         classes = runner.test_dataloader.dataset.metainfo.get('classes')
         for sample in outputs:
             source = Path(sample.img_path)
-            draw(mmcv.imread(str(source)), sample, classes, self.out_dir / source.parent.name / f'{source.stem}.png')
+            draw(read_picture(source), sample, classes, self.out_dir / source.parent.name / f'{source.stem}.png')
             truth = sample.get('gt_label')
             if truth is not None and len(truth) == 1:
                 (best,) = likeliest(sample.pred_score, 1)
@@ -127,7 +162,7 @@ def _overview(judged: list[_Judged], classes: Sequence[str] | None, path: Path) 
         for axis in axes:
             axis.axis('off')
         for axis, one in zip(axes, ones, strict=False):
-            axis.imshow(mmcv.imread(one.path)[..., ::-1])
+            axis.imshow(read_picture(one.path)[..., ::-1])
             said = f'{name_of(classes, one.label)} {one.probability:.2f}'
             said += '' if one.truth == one.label else f'\nis {name_of(classes, one.truth)}'
             axis.set_title(said, fontsize=9, color=colour)

@@ -11,7 +11,7 @@ from torch import nn
 
 from mmvmamba.analysis import flops
 from mmvmamba.engine import launch
-from mmvmamba.models import FastVim, VMamba
+from mmvmamba.models import FastMaskVim, FastVim, VMamba
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 ZOO = {row['Name']: row['Metadata'] for row in yaml.safe_load((CONFIGS / 'metafile.yml').read_text())['Models']}
@@ -117,6 +117,24 @@ def test_pooled_scan_counts_the_pooled_length():
     per_position = 2 * channels * (2 * states + 2 * rank + 9 * states)
     assert scans('mean', 64, 96) == 24 * per_token + 4 * per_position
     assert scans(None, 64, 96) == 24 * per_token + 24 * per_position
+
+
+def test_masked_scan_counts_kept_tokens_and_whole_lines():
+    model = FastMaskVim(embed_dims=32, depth=2, img_size=(64, 96), mask_ratio=0.75)
+    counted = flops.complexity(model, torch.rand(1, 3, 64, 96)).by_operator['pooled_scan_kept']
+    channels, states, rank = 64, 16, 2
+    per_token = 2 * channels * (4 + 1) + 5 * channels
+    per_position = 2 * channels * (2 * states + 2 * rank + 9 * states)
+    assert counted == 2 * 6 * per_token + (4 + 6) * per_position  # a block along rows, one along columns
+
+
+def test_pretraining_is_counted_masked_and_with_its_decoder():
+    cfg = Config.fromfile(CONFIGS / 'mae/demo.py')
+    cfg.model.backbone.depth = 1
+    counted = flops.of_config(cfg, 64, 64)
+    assert set(counted.by_operator) >= {'pooled_scan_kept', 'pooled_scan'}
+    linear = 16 * 64 * 64 + 64 * 64 * 192  # embedding of the kept into the decoder, its prediction of all
+    assert counted.flops > linear
 
 
 def test_operators_without_a_rule_are_listed():

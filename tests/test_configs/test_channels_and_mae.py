@@ -4,11 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, TRANSFORMS, DefaultScope, init_default_scope
 
+from mmvmamba import checkpoints
+
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+FURTHER = yaml.safe_load((CONFIGS / 'metafile.yml').read_text())['Further Models']
 CHANNELS = sorted((CONFIGS / 'jumpcp').glob('*.py'))
 MAE = sorted((CONFIGS / 'mae').glob('mae_*.py')) + [CONFIGS / 'mae/demo.py']
 PUBLISHED = {  # parameters, and those of the fixed embeddings
@@ -109,6 +113,62 @@ def test_published_recipe_of_channels():
     assert len(cfg.model.data_preprocessor.mean) == len(cfg.model.data_preprocessor.std) == 8
     for transform in cfg.train_pipeline:
         TRANSFORMS.build(transform)
+
+
+FINE_TUNING = {  # epochs, rate at 1024 images a step, decay for every two blocks, published top-1
+    'b': (100, 0.002, 0.65, 83.0),
+    'l': (50, 0.004, 0.75, 84.9),
+    'h': (50, 0.004, 0.75, 86.1),
+    'h_448': (50, 0.004, 0.75, 86.7),
+}
+
+
+@pytest.mark.parametrize('size', FINE_TUNING)
+def test_fine_tuning_is_as_published(size):
+    path = CONFIGS / f'mae/finetune_fastvim_{size}.py'
+    cfg = Config.fromfile(path)
+    epochs, rate, decay, published = FINE_TUNING[size]
+    warmup, cosine = cfg.param_scheduler
+    assert cfg.train_cfg.max_epochs == cosine.end == epochs
+    assert (warmup.end, cosine.begin, cosine.T_max) == (5, 5, epochs - 5)
+    assert cosine.eta_min_ratio * rate == pytest.approx(1e-5)
+    assert (cfg.optim_wrapper.optimizer.lr, cfg.optim_wrapper.paramwise_cfg.layer_decay_rate) == (rate, decay)
+    assert cfg.auto_scale_lr.base_batch_size == 1024
+    backbone = cfg.model.backbone
+    assert (backbone.pool_scale, backbone.drop_path_rate, backbone.norm) == (0.25, 0.3, 'RMS')
+    large = size == 'h_448'
+    assert cfg.optim_wrapper.get('clip_grad') == (dict(max_norm=3.0) if large else None)
+    side, short = (448, 448) if large else (224, 256)
+    train, test = cfg.train_dataloader.dataset.pipeline, cfg.test_dataloader.dataset.pipeline
+    assert (train[1].scale, test[1].scale, test[2].crop_size) == (side, short, side)
+    assert backbone.get('img_size', 224) == side
+    assert f'Published: {published} top-1' in path.read_text().replace('\n# ', ' ')
+    row = next(row for row in FURTHER if row['Name'] == path.stem)
+    assert row['published top-1'] == published
+
+
+def test_rates_of_fine_tuning_fall_towards_the_stem_in_pairs():
+    with torch.device('meta'):
+        cfg, model = build(CONFIGS / 'mae/finetune_fastvim_b.py', depth=4)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    rates = {id(p): group['lr'] for group in wrapper.optimizer.param_groups for p in group['params']}
+    exponents = {'patch_embed': 3, 'pos_embed': 3, 'norm_f': 0, 'fc': 0}
+    for name, parameter in model.named_parameters():
+        parts = name.split('.')[1:]
+        exponent = 2 - int(parts[1]) // 2 if parts[0] == 'layers' else exponents[parts[0]]
+        assert rates[id(parameter)] == pytest.approx(0.002 * 0.65**exponent), name
+
+
+@pytest.mark.parametrize('stem', ['demo_finetuned', 'demo_detector'])
+def test_the_demos_encoder_fits_what_goes_on_from_it(stem):
+    _, pretrained = build(CONFIGS / 'mae/demo.py')
+    cfg, model = build(CONFIGS / f'mae/{stem}.py')
+    assert cfg.model.backbone.pool_scale == 1 - pretrained.backbone.mask_ratio
+    report = checkpoints.load({'state_dict': pretrained.state_dict()}, model.backbone)
+    assert [name for name in report.fresh if not name.startswith('outnorm')] == []
+    assert torch.equal(model.backbone.layers[3].mixer.A_log, pretrained.backbone.layers[3].mixer.A_log)
+    epochs = Config.fromfile(CONFIGS / 'mae/demo.py').train_cfg.max_epochs
+    assert cfg.model.backbone.init_cfg.checkpoint == f'work_dirs/mae_demo/epoch_{epochs}.pth'
 
 
 @pytest.mark.parametrize('path', [CONFIGS / 'jumpcp/demo.py', CONFIGS / 'mae/demo.py'], ids=name)

@@ -138,6 +138,25 @@ def test_one_and_many_channels():
         assert model(torch.randn(1, count, 32, 32))[0].shape == (1, 16)
 
 
+def test_many_channels_on_an_odd_grid_are_right():
+    """64 channels, some of them missing from an image, three by five patches: against the loop of the reference."""
+    sizes = dict(embed_dims=16, depth=2, d_state=2, in_channels=64, patch_size=8)
+    model = FastChannelVim(**sizes, img_size=(24, 40)).eval()
+    x, channels = torch.randn(2, 64, 24, 40), torch.arange(64).repeat(2, 1)
+    channels[1, 1::3] = -1
+    out = model(x, channels)[0]
+    for block in model.layers:
+        block.mixer.backend = 'reference'
+    torch.testing.assert_close(out, model(x, channels)[0], rtol=0, atol=2e-6)
+
+
+def test_an_empty_batch_of_padded_images():
+    model = FastChannelVim(**TINY, img_size=32)
+    out = model(torch.zeros(0, 3, 32, 32), torch.zeros(0, 3, dtype=torch.int64))[0]
+    assert out.shape == (0, 16)
+    out.sum().backward()
+
+
 def test_one_channel_is_fastvim(data_dir):
     """With one plane the sequence is FastVim's; its embedding is a bias of the patches."""
     from mmvmamba.models import FastVim

@@ -5,6 +5,7 @@ import torch
 from golden_runs import check_gradient, parameters_of, published_spec
 from mmvmamba.kernels.testing import load_golden
 
+from mmvmamba import checkpoints
 from mmvmamba.checkpoints import CheckpointError
 from mmvmamba.models import FastMaskVim, FastVim, MaskedVimDecoder
 from mmvmamba.models.layers.positions import sincos_positions
@@ -143,6 +144,16 @@ def test_masks_that_remove_whole_lines(ids, pool):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_a_mask_that_removes_whole_rows_and_columns_is_right():
+    """Against the loop of the reference: empty lines stay in the scanned sequence."""
+    model = FastMaskVim(**TINY, img_size=(48, 80)).eval()
+    x, ids = torch.randn(2, 3, 48, 80), torch.tensor([[1, 3, 11], [5, 6, 9]])  # three rows of five patches
+    out = model(x, ids_keep=ids)[0]
+    for block in model.layers:
+        block.mixer.backend = 'reference'
+    torch.testing.assert_close(out, model(x, ids_keep=ids)[0], rtol=0, atol=2e-6)
+
+
 def test_masks_are_drawn_by_ratio_and_seed():
     model = FastMaskVim(**TINY, img_size=64)
     x = torch.randn(3, 3, 64, 64)
@@ -183,6 +194,43 @@ def test_published_container_loads_into_both_parts_strictly(pool, tmp_path):
             part.init_weights()
 
 
+@pytest.mark.parametrize('prefix', ['backbone.', ''], ids=['lightning', 'bare'])
+def test_published_container_loads_whole_into_mae_strictly(prefix, tmp_path):
+    """Published files have the decoder beside the encoder; mmpretrain's `MAE` has it in its neck."""
+    from mmengine.registry import MODELS
+
+    model = MODELS.build(
+        dict(
+            type='mmpretrain.MAE',
+            backbone=dict(type='mmvmamba.FastMaskVim', **TINY, img_size=32),
+            neck=dict(type='mmvmamba.MaskedVimDecoder', grid=2, embed_dims=16, decoder_embed_dims=8, decoder_depth=1),
+            head=dict(
+                type='mmpretrain.MAEPretrainHead',
+                patch_size=16,
+                loss=dict(type='mmpretrain.PixelReconstructionLoss', criterion='L2'),
+            ),
+        )
+    )
+    theirs = {
+        f'{prefix}{name}': torch.randn_like(value)
+        for part in (model.backbone, model.neck)
+        for name, value in part.state_dict().items()
+    }
+    report = checkpoints.load({'state_dict': theirs}, model)
+    assert (report.dropped, report.fresh) == ([], [])
+    for part in (model.backbone, model.neck):
+        assert all(torch.equal(value, theirs[prefix + name]) for name, value in part.state_dict().items())
+    for name in ('layers.1.mixer.A_log', 'decoder_norm.weight', 'mask_token'):
+        broken = {key: value for key, value in theirs.items() if key != prefix + name}
+        with pytest.raises(CheckpointError, match=name):
+            checkpoints.load({'state_dict': broken}, model)
+    encoder = {name: value for name, value in theirs.items() if 'decoder_' not in name and 'mask_token' not in name}
+    with pytest.raises(CheckpointError, match=r"nothing for \['neck'\]"):
+        checkpoints.load({'state_dict': encoder}, model)
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'own.pth')
+    checkpoints.load(str(tmp_path / 'own.pth'), model)
+
+
 @pytest.mark.parametrize('prefixes', [('backbone.', 'backbone.'), ('backbone.', 'neck.')], ids=['theirs', 'ours'])
 def test_fastvim_fine_tunes_from_it(prefixes):
     encoder = FastMaskVim(**TINY, img_size=32)
@@ -192,8 +240,6 @@ def test_fastvim_fine_tunes_from_it(prefixes):
         for prefix, part in zip(prefixes, (encoder, decoder), strict=True)
         for name, value in part.state_dict().items()
     }
-    from mmvmamba import checkpoints
-
     model = FastVim(**TINY, img_size=64, out_indices=(2,), pool_scale=0.25, norm='RMS')
     report = checkpoints.load({'state_dict': state_dict}, model)
     assert report.fresh == ['outnorm_0.weight', 'outnorm_0.bias']

@@ -56,11 +56,12 @@ TRAIN = """
 import sys
 from pathlib import Path
 work_dir = Path(sys.argv[sys.argv.index('--work-dir') + 1])
+work_dir.mkdir(parents=True, exist_ok=True)
 print('a config' * 100)
 for i in range(1, 101):
     print(f'Iter(train) [  {i}/100]  eta: 0:00:{100 - i:02}  loss: {1 / i:.4f}')
 print('UserWarning: not for the page')
-if '--cfg-options' in sys.argv:
+if 'a=b' in sys.argv:
     sys.exit('the reason')
 (work_dir / 'last_checkpoint').write_text(str(work_dir / 'iter_100.pth'))
 """
@@ -69,7 +70,7 @@ import sys
 from pathlib import Path
 work_dir = Path(sys.argv[sys.argv.index('--work-dir') + 1])
 pictures = Path(sys.argv[sys.argv.index('--show-dir') + 1])
-work_dir.mkdir()
+work_dir.mkdir(parents=True)
 pictures.mkdir()
 (work_dir / 'metrics.json').write_text('{"mIoU": 70.0, "aAcc": 90.0, "mAcc": 80.0}')
 (pictures / 'a.png').touch()
@@ -84,7 +85,9 @@ def page(tmp_path, monkeypatch):
         def isatty(self):
             return True
 
-    for name, content in (('make_shapes_dataset', ''), ('train', TRAIN), ('test', TEST)):
+    (tmp_path / 'analysis').mkdir()
+    tools = {'make_shapes_dataset': '', 'train': TRAIN, 'test': TEST, 'analysis/mae_pictures': ''}
+    for name, content in tools.items():
         (tmp_path / f'{name}.py').write_text(content)
     monkeypatch.setattr(demo, 'TOOLS', tmp_path)
 
@@ -127,3 +130,22 @@ def test_failure_shows_the_end_of_the_log(page):
     assert 'UserWarning' in shown
     assert 'demo.log' in code
     assert len(shown.splitlines()) < 60
+
+
+def test_pretraining_goes_on_to_a_classifier_and_a_detector(page, tmp_path):
+    shown, code = page('--config', 'configs/mae/demo.py')
+    assert code == 0
+    assert re.findall(r'^\[(\d)/8\] (.{22}).*(?:done|already)', shown, re.MULTILINE) == [
+        (str(i + 1), f'{name:<22}')
+        for i, name in enumerate(
+            (
+                *('data', 'data of the detector', 'masked pretraining', 'reconstructions'),
+                *('fine-tuning', 'evaluation, pictures', 'detector', 'evaluation, pictures'),
+            )
+        )
+    ]
+    log, encoder = (tmp_path / 'work/demo.log').read_text(), tmp_path / 'work/iter_100.pth'
+    for config, folder in (('demo_finetuned', 'finetuned'), ('demo_detector', 'detector')):
+        trained = f'train.py configs/mae/{config}.py --work-dir {tmp_path}/work/{folder} --cfg-options'
+        assert f'{trained} model.backbone.init_cfg.checkpoint={encoder}' in log
+    assert f'reconstructions (image, what is seen, what is made of it): {tmp_path}/work/reconstructions.png' in shown

@@ -1,0 +1,33 @@
+"""Pictures of images that OpenCV does not show by itself."""
+
+import cv2
+import numpy as np
+import pytest
+
+from mmvmamba.datasets.report import DataError
+from mmvmamba.engine.pictures import false_colours, read_picture
+
+
+def test_many_channels_are_shown_in_false_colours(tmp_path):
+    planes = np.zeros((8, 40, 60), np.uint8)
+    for channel in range(8):
+        planes[channel, :, 7 * channel : 7 * channel + 4] = 50 + channel
+    np.save(tmp_path / 'a.npy', planes)
+    assert cv2.imwritemulti(str(tmp_path / 'a.tif'), list(planes))
+    shown = read_picture(tmp_path / 'a.npy')
+    assert (shown.shape, shown.dtype) == ((40, 60, 3), np.uint8)
+    assert np.array_equal(read_picture(tmp_path / 'a.tif'), shown)
+    colours = [tuple(shown[20, 7 * channel + 1].tolist()) for channel in range(8)]
+    assert len(set(colours)) == 8
+    assert all(max(colour) == 255 for colour in colours), 'every channel reaches its full colour'
+    assert not shown[:, 58:].any()
+
+
+def test_constant_channels_are_black():
+    assert not false_colours(np.full((4, 4, 3), 7.0)).any()
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / 'a.npy').write_bytes(b'no array')
+    with pytest.raises(DataError, match=r'a\.npy'):
+        read_picture(tmp_path / 'a.npy')
