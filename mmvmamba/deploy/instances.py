@@ -28,22 +28,26 @@ def unmatched(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray], long
         actual, expected: boxes `(N, 4)`, scores `(N,)`, labels `(N,)` and perhaps masks `(N, H, W)`.
         longer_side: of the image, pixels.
     """
-    free = list(range(len(expected[0])))
+    count = len(actual[0]) + len(expected[0])
+    if min(len(actual[0]), len(expected[0])) == 0:
+        return float(count > 0)
+    alike = _alike(actual, expected, longer_side)
     matched = 0
     for i in range(len(actual[0])):
-        for j in free:
-            if _alike([part[i] for part in actual], [part[j] for part in expected], longer_side, expected[1].max()):
-                free.remove(j)
+        for j in np.flatnonzero(alike[i]):
+            if len(actual) < 4 or _same_mask(actual[3][i], expected[3][j]):
+                alike[:, j] = False  # taken
                 matched += 1
                 break
-    count = len(actual[0]) + len(expected[0])
-    return 1 - 2 * matched / count if count else 0.0
+    return 1 - 2 * matched / count
 
 
-def _alike(actual, expected, longer_side, best):
-    (box, score, label, *mask), (other_box, other_score, other_label, *other_mask) = actual, expected
-    if label != other_label or not np.abs(box - other_box).max() <= POSITION * longer_side:
-        return False
-    if not abs(score - other_score) <= SCORE * best:
-        return False
-    return not mask or (mask[0] != other_mask[0]).sum() <= max(1, MASK * (mask[0] | other_mask[0]).sum())
+def _alike(actual, expected, longer_side):
+    """`(N, M)`: whether boxes, scores and labels are alike."""
+    boxes, scores, labels = (a[:, None] - e[None] for a, e in zip(actual[:3], expected[:3], strict=True))
+    near = np.abs(boxes).max(2) <= POSITION * longer_side
+    return near & (np.abs(scores) <= SCORE * expected[1].max()) & (labels == 0)
+
+
+def _same_mask(actual, expected):
+    return (actual != expected).sum() <= max(1, MASK * (actual | expected).sum())
