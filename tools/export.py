@@ -2,11 +2,13 @@
 
 The suffix of --out chooses: .onnx, or .pt2 for a program of torch.export (with --aot-inductor and --shape: compiled for
 this CPU and one size).
-Files of whole models take RGB images in 0..255, files of backbones normalised ones.
+Files of whole models take RGB images in 0..255, files of backbones normalised ones. Faster and Mask R-CNN (.onnx only)
+take one image and give boxes, scores, labels and masks; what counts is how many instances differ from mmdet's.
 
 Examples:
     python tools/export.py configs/upernet_vmamba_t.py CHECKPOINT --out upernet.onnx --check street.jpg
-    python tools/export.py configs/maskrcnn_vmamba_t.py CHECKPOINT --what backbone --out backbone.onnx
+    python tools/export.py configs/maskrcnn_vmamba_t.py CHECKPOINT --out maskrcnn.onnx --check street.jpg
+    python tools/export.py configs/cascade_fastvim_t.py CHECKPOINT --what backbone --out backbone.onnx
 """
 
 import argparse
@@ -32,7 +34,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--what', choices=('backbone', 'model'), default='model', help='(default: %(default)s)')
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument('--shape', type=int, nargs=2, metavar=('H', 'W'), help='one image of this size only')
-    sizes.add_argument('--dynamic', action='store_true', help='any number of images of any size (the default)')
+    sizes.add_argument(
+        '--dynamic', action='store_true', help='any size, and any number of images but for detectors (the default)'
+    )
     parser.add_argument(
         '--opset', type=int, default=exporting.DEFAULT_OPSET, help="version of ONNX's operators (default: %(default)s)"
     )
@@ -104,8 +108,9 @@ def export(arguments: argparse.Namespace) -> int:
     sizes = [tuple(arguments.shape)] if arguments.shape else checking.SIZES
     rows = checking.check(what, checking.runner(arguments.out, kind), sizes, image)
     for row in rows:
+        measure = f'part that differs of {row.instances}' if row.instances else 'largest difference'
         print(
-            f'{row.size[0]:>5} x {row.size[1]:<5} largest difference {row.difference:.1e} (allowed {row.allowed:.0e})  '
+            f'{row.size[0]:>5} x {row.size[1]:<5} {measure} {row.difference:.1e} (allowed {row.allowed:.0e})  '
             f'{row.seconds * 1e3:8.0f} ms, PyTorch {row.torch_seconds * 1e3:.0f} ms'
         )
     wrong = difference > checking.TOLERANCE or not all(row.passed for row in rows)

@@ -1,6 +1,7 @@
 """Run a file of tools/export.py on an image and draw what it says: no PyTorch, only onnxruntime, numpy and Pillow.
 
-Classifiers: the five likeliest classes. Segmentors: classes over the image. Backbones: how strong each map is where.
+Classifiers: the five likeliest classes. Segmentors: classes over the image. Detectors: boxes and masks. Backbones: how
+strong each map is where.
 
 Example:
     python tools/onnx_demo.py street.jpg upernet.onnx --out street_classes.png
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-_SIDES = {'classifier': 224, 'segmentor': 512, 'backbone': 512}
+_SIDES = {'classifier': 224, 'segmentor': 512, 'detector': 800, 'backbone': 512}
 _LEGIBLE = 320  # pixels of the shorter side of a picture with text
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of what a backbone alone is given: ImageNet's
 
@@ -27,8 +28,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--side',
         type=int,
-        help='pixels of the shorter side (default: 224 for classifiers, else 512)',
+        help='pixels of the shorter side (default: 224 for classifiers, 800 for detectors, else 512)',
     )
+    parser.add_argument('--score', type=float, help='of detectors: instances that score more (default: as configured)')
     return parser.parse_args(argv)
 
 
@@ -51,7 +53,9 @@ def _session(path: Path):
     except ImportError as error:
         raise ValueError(f'{path} is run by onnxruntime ({error}): pip install onnxruntime') from error
 
-    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # no warning that an optional input is one
+    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     known = session.get_modelmeta().custom_metadata_map
     facts = {key.removeprefix('mmvmamba.'): value for key, value in known.items() if key.startswith('mmvmamba.')}
     if facts.get('task') not in _SIDES:
@@ -100,6 +104,28 @@ def _draw_class_map(image: Image.Image, class_map: np.ndarray, facts: dict[str, 
     return picture
 
 
+def _draw_instances(image: Image.Image, outputs: list[np.ndarray], facts: dict[str, str]) -> Image.Image:
+    """Instances over the image, the best on top."""
+    names, palette = (json.loads(facts.get(key, '[]')) for key in ('classes', 'palette'))
+    boxes, scores, labels, *masks = outputs
+    pixels = np.asarray(image).copy()
+    others = np.random.default_rng(0).integers(0, 256, (int(labels.max(initial=0)) + 1, 3))
+    colours = [tuple(map(int, palette[i] if i < len(palette) else others[i])) for i in labels]
+    factor = -(-_LEGIBLE // min(image.size))
+    for i in reversed(range(len(scores)) if masks else ()):
+        pixels[masks[0][i]] = pixels[masks[0][i]] // 2 + np.array(colours[i], np.uint8) // 2
+    picture = _legible(Image.fromarray(pixels))
+    draw = ImageDraw.Draw(picture)
+    for i in reversed(range(len(scores))):
+        x1, y1, x2, y2 = (float(edge) * factor for edge in boxes[i])
+        draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colours[i], width=2)
+        name = names[labels[i]] if labels[i] < len(names) else f'class {labels[i]}'
+        draw.text((x1 + 3, y1 + 1), f'{name} {scores[i]:.2f}', fill='white', stroke_fill='black', stroke_width=1)
+        print(f'{name} {scores[i]:.3f}: {" ".join(f"{edge:.0f}" for edge in boxes[i])}')
+    print(f'{len(scores)} instances')
+    return picture
+
+
 def _draw_maps(image: Image.Image, maps: list[np.ndarray]) -> Image.Image:
     """The image and, beside it, the norm of every map over its channels."""
     pictures = [image]
@@ -119,11 +145,18 @@ def run(arguments: argparse.Namespace) -> Path:
     session, facts = _session(arguments.model)
     taken = session.get_inputs()[0]
     image = _read(arguments.image, arguments.side or _SIDES[facts['task']], taken.shape)
-    outputs = session.run(None, {taken.name: _tensor(image, facts)})
+    inputs = {taken.name: _tensor(image, facts)}
+    if arguments.score is not None:
+        if facts['task'] != 'detector':
+            raise ValueError(f'--score is of detectors; {arguments.model} is a {facts["task"]}')
+        inputs['score_threshold'] = np.array([arguments.score], np.float32)
+    outputs = session.run(None, inputs)
     if facts['task'] == 'classifier':
         picture = _draw_classes(image, outputs[0], facts)
     elif facts['task'] == 'segmentor':
         picture = _draw_class_map(image, outputs[0], facts)
+    elif facts['task'] == 'detector':
+        picture = _draw_instances(image, outputs, facts)
     else:
         picture = _draw_maps(image, outputs)
     path = arguments.out or Path(f'{arguments.image.stem}_onnx.png')

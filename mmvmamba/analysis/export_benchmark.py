@@ -30,7 +30,7 @@ _SIDE = 512
 
 
 def export(repeat: int, models: list[str]) -> list[dict]:
-    """Export backbones with fresh weights for all sizes; times are of the processor, which others' work hardly moves.
+    """Export backbones with fresh weights for all sizes; times are of the clock, on a machine that does nothing else.
 
     Args:
         repeat: measured rounds, after one that is not.
@@ -49,9 +49,9 @@ def _exportable(name: str, backend: str) -> modules.Exportable:
 
 def _row(name: str, path: Path, repeat: int) -> dict:
     what = _exportable(name, 'cpu')
-    start = time.process_time()
+    start = time.perf_counter()
     exporting.to_onnx(what, path)
-    spent = time.process_time() - start
+    spent = time.perf_counter() - start
     weights = sum(tensor.numel() * tensor.element_size() for tensor in what.module.state_dict().values())
     run = checking.runner(path, 'onnx')
     differences = {size: _worst(what, run, size) for size in _EXACT}
@@ -86,15 +86,15 @@ def _by_torch(name: str, backend: str):
 
 
 def _times(candidates: dict, repeat: int) -> dict[str, float]:
-    """Medians of processor seconds, taken turn by turn."""
+    """Medians of seconds, taken turn by turn."""
     image = np.random.default_rng(0).standard_normal((1, 3, _SIDE, _SIDE), dtype=np.float32)
     seconds = {label: [] for label in candidates}
     for turn in range(repeat + 1):
         for label, function in candidates.items():
-            start = time.process_time()
+            start = time.perf_counter()
             function(image)
             if turn:
-                seconds[label].append(time.process_time() - start)
+                seconds[label].append(time.perf_counter() - start)
     return {label: statistics.median(values) for label, values in seconds.items()}
 
 

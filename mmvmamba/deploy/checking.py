@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from . import instances
 from .modules import Exportable
 
 SIZES = ((224, 224), (333, 517), (160, 96), (97, 203))
@@ -26,6 +27,7 @@ class Row:
         difference: the worst output's.
         seconds, torch_seconds: of the second of two runs each.
         allowed: what the difference may be.
+        instances: of detectors, what the difference is a part of: how many, and how they were chosen.
     """
 
     size: tuple[int, int]
@@ -33,6 +35,7 @@ class Row:
     seconds: float
     torch_seconds: float
     allowed: float
+    instances: str = ''
 
     @property
     def passed(self) -> bool:
@@ -40,8 +43,8 @@ class Row:
         return self.difference <= self.allowed
 
 
-def runner(path: str | Path, kind: str, threads: int | None = None) -> Callable[[np.ndarray], list[np.ndarray]]:
-    """A function of an image `(B, 3, H, W)` that runs a file.
+def runner(path: str | Path, kind: str, threads: int | None = None) -> Callable[..., list[np.ndarray]]:
+    """A function of an image `(B, 3, H, W)`, and of a file's optional inputs by name, that runs a file.
 
     Args:
         path: of the file.
@@ -52,10 +55,11 @@ def runner(path: str | Path, kind: str, threads: int | None = None) -> Callable[
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # no warning that an optional input is one
         options.intra_op_num_threads = threads or torch.get_num_threads()
         session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
         name = session.get_inputs()[0].name
-        return lambda image: session.run(None, {name: image})
+        return lambda image, **more: session.run(None, {name: image, **more})
     if kind == 'program':
         module = torch.export.load(str(path)).module()
     else:
@@ -103,6 +107,9 @@ def _timed(function, argument):
 
 
 def _row(what, run, size, sample) -> Row:
+    if what.detects:
+        return _row_of_instances(what, run, size, sample)
+
     def by_torch(sample):
         with torch.no_grad():
             return _listed(what.module(torch.from_numpy(sample)))
@@ -113,6 +120,25 @@ def _row(what, run, size, sample) -> Row:
     pairs = list(zip(actual, expected, strict=True))
     difference = max((_mismatch if labels else _difference)(*pair) for pair in pairs)
     return Row(tuple(size), difference, seconds, torch_seconds, TOLERANCE * (10 if labels else 1))
+
+
+def _row_of_instances(what, run, size, sample) -> Row:
+    """A detector beside its toolbox: at its threshold for scores, without one where that leaves little to compare."""
+
+    def by_toolbox(sample, threshold=None):
+        with torch.no_grad():
+            return _listed(what.module.by_toolbox(torch.from_numpy(sample), threshold))
+
+    expected, torch_seconds = _timed(by_toolbox, sample)
+    actual, seconds = _timed(run, sample)
+    threshold = float(what.module.score_threshold)
+    if min(len(expected[0]), len(actual[0])) < instances.FEWEST:
+        threshold = 0.0
+        expected = by_toolbox(sample, threshold)
+        actual = run(sample, score_threshold=np.zeros(1, np.float32))
+    difference = instances.unmatched(actual, expected, max(size))
+    found = f'{len(expected[0])} instances that score above {threshold:.2g}'
+    return Row(tuple(size), difference, seconds, torch_seconds, instances.ALLOWED, found)
 
 
 def _mismatch(actual, expected) -> float:

@@ -9,6 +9,9 @@ from mmengine.registry import DATASETS, MODELS
 from torch import nn
 from torch.nn import functional as F
 
+from .detectors import Detector
+from .preprocessing import Normalised
+
 
 @dataclass
 class Exportable:
@@ -17,40 +20,50 @@ class Exportable:
     Attributes:
         module: of one tensor `(B, 3, H, W)`, float32, in evaluation mode.
         outputs: names of what it returns.
-        facts: text by name, which the file carries for whoever runs it: `task` ('backbone', 'classifier', 'segmentor'),
-            `input` ('RGB 0..255', 'normalised'), and JSON lists `classes` and `palette` where the config has them.
+        facts: text by name, which the file carries for whoever runs it: `task` ('backbone', 'classifier', 'segmentor',
+            'detector'), `input` ('RGB 0..255', 'normalised'), and JSON lists `classes` and `palette` where the config
+            has them.
     """
 
     module: nn.Module
     outputs: tuple[str, ...]
     facts: dict[str, str]
 
+    @property
+    def detects(self) -> bool:
+        """Whether it is a detector, which takes one image at a time."""
+        return self.facts['task'] == 'detector'
+
 
 def exportable(model: nn.Module, what: str = 'model', dataset: dict | None = None) -> Exportable:
     """Take what is exported from a toolbox's model; the model itself is not changed.
 
     Args:
-        model: mmpretrain's ImageClassifier, mmseg's EncoderDecoder, or anything with a `backbone`.
+        model: mmpretrain's ImageClassifier, mmseg's EncoderDecoder, mmdet's Faster or Mask R-CNN, or anything with a
+            `backbone`.
         what: 'backbone' for feature maps of a normalised image; 'model' for what the task wants of an image as it is.
         dataset: the config of a data set whose classes and palette the file shall carry.
 
     Raises:
-        ValueError: a whole detector, which is not supported, or another kind of model.
+        ValueError: another kind of model, or a detector with a part that is not supported.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     if what == 'backbone':
         count = len(model.backbone.out_indices)
         facts = dict(task='backbone', input='normalised')
         return Exportable(_Tuple(_exact(model.backbone)), tuple(f'map{i}' for i in range(count)), facts)
+    facts = dict(input='RGB 0..255', **_classes(dataset))
+    if hasattr(model, 'roi_head'):
+        module = Detector(_exact(model))
+        return Exportable(module, module.outputs, dict(task='detector', **facts))
     kind = next((kind for kind in _KINDS if hasattr(model, kind[0])), None)
-    if kind is None or hasattr(model, 'rpn_head'):
+    if kind is None:
         raise ValueError(
-            f'{type(model).__name__}: whole models are exported of classifiers and segmentors only; of a detector '
-            'take --what backbone (its heads, RoIAlign and NMS are not exported)'
+            f'{type(model).__name__}: whole models are exported of classifiers, segmentors, Faster and Mask R-CNN; of '
+            'others take --what backbone'
         )
     _, task, wrapper, output = kind
-    facts = dict(task=task, input='RGB 0..255', **_classes(dataset))
-    return Exportable(wrapper(_exact(model)), (output,), facts)
+    return Exportable(wrapper(_exact(model)), (output,), dict(task=task, **facts))
 
 
 class _Tuple(nn.Module):
@@ -64,27 +77,7 @@ class _Tuple(nn.Module):
         return self.backbone(image)
 
 
-class _Normalised(nn.Module):
-    """What toolboxes' data preprocessors do to an image, from RGB in 0..255."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-        preprocessor = model.data_preprocessor
-        # mmdet and mmseg read BGR and swap if told to; mmpretrain names it to_rgb
-        self.swap = not (getattr(preprocessor, '_channel_conversion', False) or getattr(preprocessor, 'to_rgb', False))
-        shape = (1, 3, 1, 1)
-        normalises = getattr(preprocessor, '_enable_normalize', False)
-        mean = preprocessor.mean if normalises else torch.zeros(shape)
-        std = preprocessor.std if normalises else torch.ones(shape)
-        self.register_buffer('mean', mean.detach().clone().view(shape))
-        self.register_buffer('std', std.detach().clone().view(shape))
-
-    def normalised(self, image):
-        return ((image.flip(1) if self.swap else image) - self.mean) / self.std
-
-
-class Classifier(_Normalised):
+class Classifier(Normalised):
     """Probabilities, `(B, classes)`."""
 
     def forward(self, image):
@@ -92,7 +85,7 @@ class Classifier(_Normalised):
         return torch.softmax(scores[0] if isinstance(scores, (tuple, list)) else scores, dim=1)
 
 
-class Segmentor(_Normalised):
+class Segmentor(Normalised):
     """The class of every pixel, `(B, H, W)`, of the whole image at once."""
 
     def forward(self, image):

@@ -1,11 +1,14 @@
 """Files of tiny networks: every family, ONNX and torch.export, and how the steps of the recurrence grow."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from mmvmamba.kernels.selective_scan import decomposed
 from torch import nn
 
+from mmvmamba.analysis import export_benchmark
 from mmvmamba.deploy import alone, checking, exporting, modules
 from mmvmamba.models import FastVim, VMamba
 
@@ -13,7 +16,7 @@ onnx_ir = pytest.importorskip('onnx_ir')
 pytest.importorskip('onnxruntime')
 
 TINY = {
-    'vmamba': lambda: VMamba(embed_dims=16, depths=(1, 1), out_indices=(0, 1)),
+    'vmamba': lambda: VMamba(embed_dims=16, depths=(1,), out_indices=(0,)),
     'vanilla': lambda: VMamba('tiny_v0', embed_dims=16, depths=(1,), d_state=3, out_indices=(0,)),
     'fastvim': lambda: FastVim(embed_dims=16, depth=1, d_state=3, img_size=64, out_indices=(0,)),
 }
@@ -73,6 +76,22 @@ def test_steps_grow_like_the_square_root_of_the_pixels(exported, tmp_path):
     assert counted[0] <= 16 * len(scans)
 
 
+def test_benchmark(exported, monkeypatch):
+    """A row says what is measured; the export itself is the fixture's."""
+    what, path = exported
+    monkeypatch.setattr(export_benchmark, 'BACKBONES', {'tiny': lambda backend: what.module.backbone})
+    monkeypatch.setattr(export_benchmark, '_EXACT', ((64, 64), (37, 90)))
+    monkeypatch.setattr(export_benchmark, '_MEMORY', ((64, 64),))
+    monkeypatch.setattr(export_benchmark, '_SIDE', 64)
+    monkeypatch.setattr(exporting, 'to_onnx', lambda what, out: shutil.copy(path, out))
+    (row,) = export_benchmark.export(repeat=1, models=['tiny'])
+    assert row.pop('backbone') == 'tiny'
+    assert all(float(row[size]) < 1e-5 for size in ('64 x 64', '37 x 90'))
+    assert float(row['file / weights']) > 1
+    assert float(row['GB, 64 x 64']) > 0.01
+    assert set(row) > {'onnxruntime s', 'cpu s', 'torch s', 'onnxruntime / cpu', 'export s'}
+
+
 def test_adaptive_pooling_is_exact():
     for sides in (1, 3, (2, 5)):
         pool = nn.AdaptiveAvgPool2d(sides)
@@ -87,20 +106,13 @@ def test_a_difference_is_seen():
     def wrong(image):
         with torch.no_grad():
             maps = [t.numpy() for t in what.module(torch.from_numpy(image))]
-        maps[1][0, 0, 0, 0] += 1e-2 * np.abs(maps[1]).max()
+        maps[0][0, 0, 0, 0] += 1e-2 * np.abs(maps[0]).max()
         return maps
 
     (row,) = checking.check(what, wrong, sizes=((64, 64),))
     assert not row.passed
     (row,) = checking.check(what, lambda image: [m * np.nan for m in wrong(image)], sizes=((64, 64),))
     assert not row.passed
-
-
-def test_whole_detectors_are_refused():
-    model = nn.Module()
-    model.backbone, model.rpn_head = TINY['vmamba'](), nn.Identity()
-    with pytest.raises(ValueError, match='--what backbone'):
-        modules.exportable(model)
 
 
 def test_a_wrong_operator_is_seen(monkeypatch):
