@@ -154,7 +154,7 @@ def labels(data: Path, split: str, classes: list[str], several: bool, folder: Pa
         found[shape['image_id']].append(classes.index(names[shape['category_id']]))
     files = {image['id']: image['file_name'] for image in annotated['images']}
     if several:
-        entries = [dict(img_path=files[image], img_label=sorted(set(shown))) for image, shown in found.items()]
+        entries = [dict(img_path=files[image], gt_label=sorted(set(shown))) for image, shown in found.items() if shown]
         path, text = folder / f'{split}.json', json.dumps(dict(metainfo=dict(classes=classes), data_list=entries))
     else:
         lines = [f'{files[image]} {shown[0]}' for image, shown in found.items() if shown]
