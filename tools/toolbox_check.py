@@ -1,7 +1,8 @@
-"""Train the toolboxes' own detectors and segmentation heads on a narrow VMamba: three iterations, an evaluation.
+"""Train the toolboxes' own detectors, segmentation and classification heads on a narrow VMamba: three iterations, an
+evaluation.
 
-Every model comes from a base config inside the installed mmdet or mmseg. Backbone, channels, classes and data are
-replaced as a user would, sizes are shrunk to what a CPU does in seconds, and tools/train.py runs it.
+Every model comes from a base config inside the installed mmdet, mmseg or mmpretrain. Backbone, channels, classes and
+data are replaced as a user would, sizes are shrunk to what a CPU does in seconds, and tools/train.py runs it.
 
 Examples:
     python tools/make_shapes_dataset.py data/shapes
@@ -53,7 +54,14 @@ MODELS = {
     'deeplabv3plus': Model('mmseg', 'deeplabv3plus/deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512.py'),
     'mask2former_seg': Model('mmseg', 'mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py'),
     'upernet': Model('mmseg', 'upernet/upernet_r50_4xb4-80k_ade20k-512x512.py'),
+    # Mixup and CutMix with smoothed labels and RandAugment; averaged weights; binary losses, LAMB and repeated
+    # augmentation; several labels an image
+    'linear': Model('mmpretrain', 'swin_transformer/swin-tiny_16xb64_in1k.py'),
+    'averaged': Model('mmpretrain', 'convnext_v2/convnext-v2-atto_32xb32_in1k.py'),
+    'binary': Model('mmpretrain', 'resnet/resnet50_8xb256-rsb-a1-600e_in1k.py'),
+    'csra': Model('mmpretrain', 'csra/resnet101-csra_1xb16_voc07-448px.py'),
 }
+CLASSES = dict(mmdet=(80,), mmseg=(150,), mmpretrain=(1000, 20))  # of COCO, ADE20K, ImageNet and Pascal VOC
 # at most so many proposals; and any score counts, as three iterations teach none
 FEWER = dict(nms_pre=100, max_per_img=50, num_queries=50, num_proposals=50, score_thr=0.0)
 
@@ -81,6 +89,9 @@ def shrunk(node):
         small = {key: shrunk(value) for key, value in node.items()}
         for key in FEWER.keys() & small.keys():
             small[key] = min(small[key], FEWER[key])
+        for key in {'scale', 'crop_size'} & small.keys():  # a classifier's, of squares and shorter sides
+            if isinstance(small[key], int) and small[key] >= SMALLEST:
+                small[key] = max(small[key] // SHRINK, SMALLEST)
         if str(small.get('type')).endswith('Sampler') and isinstance(small.get('num'), int):
             small['num'] = min(small['num'], 32)
         return small
@@ -110,6 +121,11 @@ def classified(node, old: int, new: int):
 def on_vmamba(model: dict) -> dict:
     """A model's config with a narrow VMamba, and what its necks and heads must know of it."""
     backbone = dict(type='mmvmamba.VMamba', arch='tiny_s1l8', embed_dims=CHANNELS[0], depths=(1, 1, 1, 1))
+    if 'head' in model:  # of classifiers
+        head = dict(model['head'], in_channels=CHANNELS[-1])
+        # some backbones of the toolbox average their last map themselves, ours leaves it to the neck
+        neck = None if head['type'] == 'CSRAClsHead' else dict(type='GlobalAveragePooling')
+        return dict(model, backbone=dict(backbone, out_indices=(3,)), neck=model.get('neck') or neck, head=head)
     first = next((model[key] for key in ('neck', 'panoptic_head') if key in model), None)
     maps = 4
     if first is not None:  # of detectors: the last maps, as many as it takes
@@ -127,6 +143,41 @@ def on_vmamba(model: dict) -> dict:
     if 'pretrained' in model:
         model['pretrained'] = None
     return dict(model, backbone=dict(backbone, out_indices=tuple(range(4 - maps, 4))))
+
+
+def labels(data: Path, split: str, classes: list[str], several: bool, folder: Path) -> Path:
+    """Write what a classifier is to say of the detectors' images: all their classes, or that of the largest shape."""
+    annotated = json.loads((data / f'coco/annotations/instances_{split}2017.json').read_text())
+    names = {category['id']: category['name'] for category in annotated['categories']}
+    found = {image['id']: [] for image in annotated['images']}
+    for shape in sorted(annotated['annotations'], key=lambda shape: -shape['area']):
+        found[shape['image_id']].append(classes.index(names[shape['category_id']]))
+    files = {image['id']: image['file_name'] for image in annotated['images']}
+    if several:
+        entries = [dict(img_path=files[image], gt_label=sorted(set(shown))) for image, shown in found.items() if shown]
+        path, text = folder / f'{split}.json', json.dumps(dict(metainfo=dict(classes=classes), data_list=entries))
+    else:
+        lines = [f'{files[image]} {shown[0]}' for image, shown in found.items() if shown]
+        path, text = folder / f'{split}.txt', '\n'.join(lines)
+    path.write_text(text)
+    return path.absolute()
+
+
+def on_labels(loader: dict, split: str, data: Path, classes: list[str], folder: Path) -> dict:
+    """A classifier's data loader whose images are the detectors'."""
+    several = loader['dataset']['type'] == 'VOC'
+    dataset = dict(
+        type='MultiLabelDataset' if several else 'CustomDataset',
+        data_root='',
+        data_prefix=f'{data}/coco/{split}2017',
+        ann_file=str(labels(data, split, classes, several, folder)),
+        metainfo=dict(classes=classes),
+        pipeline=loader['dataset']['pipeline'],
+        test_mode=split != 'train',
+    )
+    if split == 'train':
+        dataset['indices'] = ITERATIONS * BATCH
+    return dict(loader, dataset=dataset)
 
 
 def on_shapes(node, toolbox: str, split: str, data: Path, classes: list[str]):
@@ -160,27 +211,44 @@ def on_shapes(node, toolbox: str, split: str, data: Path, classes: list[str]):
     return node
 
 
-def child_of(model: Model, data: Path) -> str:
-    """The text of a config that inherits a toolbox's and trains it on VMamba and the shapes dataset."""
+def child_of(model: Model, data: Path, folder: Path) -> str:
+    """The text of a config that inherits a toolbox's and trains it on VMamba and the shapes dataset.
+
+    Args:
+        model: one of `MODELS`.
+        data: the shapes dataset.
+        folder: takes a classifier's labels.
+    """
     path = base_config(model)
     cfg = Config.fromfile(path)
-    detection = model.toolbox == 'mmdet'
-    names = json.loads((data / 'classes.json').read_text())['detection' if detection else 'segmentation']
-    network = classified(shrunk(on_vmamba(cfg.model.to_dict())), 80 if detection else 150, len(names))
-    entries = dict(model=network)
+    kind = model.toolbox
+    names = json.loads((data / 'classes.json').read_text())['segmentation' if kind == 'mmseg' else 'detection']
+    network = shrunk(on_vmamba(cfg.model.to_dict()))
+    preprocessor = cfg.get('data_preprocessor', {})  # of classifiers it has an entry of its own
+    entries = dict(model=network) if kind != 'mmpretrain' else dict(model=network, data_preprocessor=preprocessor)
+    for old in CLASSES[kind]:
+        entries = {key: classified(value, old, len(names)) for key, value in entries.items()}
     for split in ('train', 'val'):
-        loader = shrunk(on_shapes(cfg[f'{split}_dataloader'].to_dict(), model.toolbox, split, data, names))
+        loader = cfg[f'{split}_dataloader'].to_dict()
+        if kind == 'mmpretrain':
+            loader = on_labels(loader, split, data, names, folder)
+        else:
+            loader = on_shapes(loader, kind, split, data, names)
         batch = BATCH if split == 'train' else 1
-        entries[f'{split}_dataloader'] = dict(loader, batch_size=batch, num_workers=0, persistent_workers=False)
-    if detection:
+        entries[f'{split}_dataloader'] = dict(shrunk(loader), batch_size=batch, num_workers=0, persistent_workers=False)
+    if kind == 'mmdet':
         ann_file = f'{data}/coco/annotations/instances_val2017.json'
         entries['val_evaluator'] = dict(cfg.val_evaluator.to_dict(), ann_file=ann_file)
+    elif entries['val_dataloader']['dataset']['type'] == 'MultiLabelDataset':  # Pascal VOC's needs its difficult ones
+        entries['val_evaluator'] = dict(type='AveragePrecision')
     loop = cfg.train_cfg.to_dict()
     loop.pop('dynamic_intervals', None)
     length = dict(max_iters=ITERATIONS, val_interval=ITERATIONS) if 'max_iters' in loop else dict(max_epochs=1)
     entries['train_cfg'] = dict(dict(loop, val_interval=1) if 'max_epochs' in loop else loop, **length)
     lines = [f'_base_ = {str(path)!r}']
     lines += [f'{key} = {dict(value, _delete_=True)!r}' for key, value in entries.items()]
+    if kind == 'mmpretrain':
+        lines += ['param_scheduler = []']  # whose warm-up alone is longer than the training
     if not model.evaluates:
         lines = [line for line in lines if not line.startswith('val_')]
         lines += ['val_dataloader = val_cfg = val_evaluator = None']
@@ -195,7 +263,7 @@ def judge(work_dir: Path, evaluates: bool) -> str:
         return f'{len(losses)} iterations, expected {ITERATIONS}'
     if not all(math.isfinite(loss) for loss in losses):
         return f'losses {losses}'
-    if evaluates and not any(key.endswith(('mAP', 'mIoU')) for row in rows for key in row):
+    if evaluates and not any(key.endswith(('mAP', 'mIoU', 'top1')) for row in rows for key in row):
         return 'no metric'
     return ''
 
@@ -206,7 +274,7 @@ def check(name: str, data: Path, work_dir: Path) -> str:
     work_dir.mkdir(parents=True, exist_ok=True)
     config = work_dir / f'{name}.py'
     try:
-        config.write_text(child_of(model, data))
+        config.write_text(child_of(model, data, work_dir))
     except FileNotFoundError as error:
         return str(error)
     log = work_dir / 'output.txt'

@@ -67,7 +67,8 @@ def configure(arguments: argparse.Namespace):
     notes = configure_weights(cfg, arguments)
     notes = start.settle(cfg, arguments.from_scratch, arguments.trust_checkpoint) + notes
     # last, as reading large annotation files takes longest
-    return cfg, notes + launch.check_data(cfg, splits)
+    notes += launch.check_data(cfg, splits)
+    return cfg, notes + compare_names(cfg, arguments.trust_checkpoint)
 
 
 def configure_weights(cfg, arguments: argparse.Namespace) -> list[str]:
@@ -99,6 +100,20 @@ def configure_weights(cfg, arguments: argparse.Namespace) -> list[str]:
         dict(type='mmvmamba.StrictLoading', fresh_heads=fresh_heads),
     ]
     return notes
+
+
+def compare_names(cfg, trust: bool) -> list[str]:
+    """Compare the classes with those that the loaded checkpoint learnt; returns what the log must say.
+
+    Raises:
+        DataError: a resumed training would go on with the same classes in another order.
+    """
+    source = cfg.get('load_from')
+    if not source or Path(source).is_dir():  # shards of a strategy, which do not say their classes
+        return []
+    learnt = checkpoints.class_names(source, trust=trust)
+    notes = launch.check_names(cfg, 'train', learnt, moved_is_error=cfg.resume)
+    return [f'{"--resume" if cfg.resume else "load_from"} {source}: {note}' for note in notes]
 
 
 def _is_strict_loading(hook) -> bool:

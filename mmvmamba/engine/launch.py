@@ -131,13 +131,14 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> list[str]:
     return audit.check(cfg, splits, _HOW_TO_GET[task_of(cfg)], whole)
 
 
-def check_names(cfg: Config, split: str, learnt: list[str] | None) -> list[str]:
-    """Refuse to evaluate classes in another order than a checkpoint learnt them in; returns lines for the log.
+def check_names(cfg: Config, split: str, learnt: list[str] | None, moved_is_error: bool = True) -> list[str]:
+    """Refuse to go on with classes in another order than a checkpoint learnt them in; returns lines for the log.
 
     Args:
         cfg: the config, whose data is there.
         split: 'train', 'val' or 'test'.
         learnt: names by label, None if the checkpoint does not say them.
+        moved_is_error: False for a training that may learn the order anew, whose log then says it.
 
     Raises:
         DataError: the same names in another order.
@@ -150,7 +151,7 @@ def check_names(cfg: Config, split: str, learnt: list[str] | None) -> list[str]:
             except (TypeError, *sources.REFUSALS):  # said by `check_data`, or by the toolbox
                 continue
             for level, text in names.against_checkpoint(list(classes or ()), learnt):
-                if level == 'error':
+                if level == 'error' and moved_is_error:
                     raise DataError(f"{source.key}: {text}. Write the data set's names in the checkpoint's order")
                 notes.append(f'{source.key}: {text}')
     return notes

@@ -139,6 +139,14 @@ def test_classes_keep_the_order_of_training(trained, tmp_path, capsys):
     for tool, options in (('test', ['--work-dir', str(tmp_path)]), ('analysis/resolution', [])):
         assert load_tool(tool).main([path, str(tmp_path / 'turned.pth'), *options]) == 2
         assert "in another order: 'triangle' is 'circle' here" in capsys.readouterr().err
+    tool, turned = load_tool('train'), str(tmp_path / 'turned.pth')
+    assert train(path, tmp_path, '--resume', turned) == 2
+    assert "in another order: 'triangle' is 'circle' here" in capsys.readouterr().err
+    options = ['--work-dir', str(tmp_path), '--cfg-options', f'load_from={turned}']
+    _, notes = tool.configure(tool.parse_arguments([path, *options]))
+    (note,) = notes  # a training may learn another order anew
+    assert note.startswith(f'load_from {turned}: train_dataloader.dataset: ')
+    assert "in another order: 'triangle' is 'circle' here" in note
     cfg = launch.load_config(path)
     assert launch.check_names(cfg, 'test', CLASSES) == []
     assert launch.check_names(cfg, 'test', None) == []

@@ -102,9 +102,24 @@ def test_imports_of_the_users_own_replace_ours(shapes, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('name', ['retinanet', 'deformable_detr', 'segformer'])
 def test_models_on_top_of_the_toolboxes_own_configs_train(name, shapes, tmp_path):
-    """A sample of `tools/toolbox_check.py`, which knows twelve more."""
+    """A sample of `tools/toolbox_check.py`, which knows sixteen more."""
     wrong = load_tool('toolbox_check').check(name, shapes, tmp_path)
     assert not wrong, (tmp_path / 'output.txt').read_text()[-3000:]
+
+
+def test_the_check_knows_classifiers(shapes, tmp_path):
+    """Their configs alone: heads, batch augmentation and labels all count the classes of the shapes."""
+    pytest.importorskip('mmpretrain')
+    check = load_tool('toolbox_check')
+    for name in ('averaged', 'csra'):
+        text = check.child_of(check.MODELS[name], shapes, tmp_path)
+        (tmp_path / f'{name}.py').write_text(text)
+        cfg = Config.fromfile(tmp_path / f'{name}.py')
+        assert cfg.model.backbone.type == 'mmvmamba.VMamba'
+        assert cfg.model.head.num_classes == 5
+        assert cfg.data_preprocessor.get('num_classes', 5) == 5
+        assert (tmp_path / cfg.train_dataloader.dataset.ann_file).read_text()
+    assert [hook.type for hook in Config.fromfile(tmp_path / 'averaged.py').custom_hooks] == ['EMAHook']
 
 
 def test_the_check_says_what_fails(shapes, tmp_path, monkeypatch, capsys):
