@@ -104,17 +104,13 @@ def lose_one(grad):
 def test_a_wrong_gradient_is_noticed(monkeypatch):
     """A canary for all tests above: one gradient at a time is zero, or one value of it."""
     scan = importlib.import_module('mmvmamba.kernels.ss2d.triton_scan')
-    right = scan.backward
     arguments = ss2d_inputs(batch=1, height=2, width=3, channels=4, device=DEVICE)
-    for i, name in enumerate(arguments):
+    y, right = output_and_gradients(ss2d, arguments, backend='triton')
+    monkeypatch.setattr(scan, 'forward', lambda *inputs: y.detach().clone())
+    for name in arguments:
         for broken in (torch.zeros_like, lose_one):
-            monkeypatch.setattr(
-                scan,
-                'backward',
-                lambda *inputs, i=i, broken=broken: tuple(
-                    broken(grad) if i == j else grad for j, grad in enumerate(right(*inputs))
-                ),
-            )
+            grads = dict(right, **{name: broken(right[name])})
+            monkeypatch.setattr(scan, 'backward', lambda *inputs, grads=grads: tuple(grads.values()))
             with pytest.raises(AssertionError, match=f'^{name}: relative error'):
                 check(ss2d, arguments, FLOAT32)
 
@@ -181,7 +177,7 @@ def test_extreme_steps_of_a_grid(bias, chunked):
 
 
 def test_long_sequence_in_float16():
-    length = 4_000 if INTERPRETED else 64_000
+    length = 1_500 if INTERPRETED else 64_000
     arguments = scan_inputs(batch=1, groups=1, channels=4, length=length, dtype=torch.float16, device=DEVICE)
     arguments['A'] = 1e-4 * arguments['A']  # hardly forgets
     y = selective_scan(**arguments, backend='triton')

@@ -12,7 +12,8 @@ from mmvmamba.models import VMamba
 
 pytest.importorskip('triton', minversion=OLDEST_TRITON)
 
-SMALL = dict(embed_dims=8, depths=(1, 1, 1, 1), drop_path_rate=0.0, backend='triton')
+STAGES = 2 if INTERPRETED else 4
+SMALL = dict(embed_dims=8, depths=(1,) * STAGES, out_indices=range(STAGES), drop_path_rate=0.0, backend='triton')
 
 pytestmark = MARKS
 
@@ -24,8 +25,8 @@ def exact_convolutions():
         yield
 
 
-# the interpreter takes minutes for s1 and v0, whose scans have cases of their own
-@pytest.mark.parametrize('name', ('s2', 'unidi', 'bidi', 'cascade') if INTERPRETED else VMAMBAS)
+# the interpreter takes up to minutes for the others, whose scans have cases of their own
+@pytest.mark.parametrize('name', ('cascade',) if INTERPRETED else VMAMBAS)
 def test_golden_backbone(name, data_dir):
     check_backbone(data_dir / f'vmamba_{name}.safetensors', 'triton', FLOAT32, FLOAT32, DEVICE)
 
