@@ -304,7 +304,7 @@ def _gate_variants(D: int, dtype: str, target: str, planes: str | None = None):
         kernel = triton_gate_bwd._gate_bwd if pooled else triton_gate_bwd._gate_tokens_bwd
         constants = dict(shared, BD=triton_gate_bwd.BLOCK, U=triton_gate_bwd.U)
         if planes == 'inner':
-            kernel, constants['U'] = triton_gate_bwd._gate_planes_bwd, triton_pool.PLANES
+            kernel = triton_gate_bwd._gate_planes_bwd
             del constants['LINES']
         if not norm:
             constants.update(p_moments=None)

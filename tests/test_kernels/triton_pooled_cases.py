@@ -282,7 +282,7 @@ def test_golden_backbone(name, data_dir):
         check_backbone(data_dir / f'{name}.safetensors', 'triton', FLOAT32, FLOAT32, DEVICE)
 
 
-@pytest.mark.skipif(INTERPRETED, reason='takes the interpreter half a minute')
+@pytest.mark.skipif(INTERPRETED, reason='takes the interpreter 30 to 180 s')
 @pytest.mark.parametrize('name', CHANNEL_VIMS)
 def test_golden_channel_vim(name, data_dir):
     check_channel_vim(data_dir / f'{name}.safetensors', 'triton', LOGITS, FLOAT32, DEVICE)
