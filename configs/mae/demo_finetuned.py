@@ -16,11 +16,11 @@ model = dict(
         norm='RMS',
         pool_scale=0.25,
         drop_path_rate=0.0,
-        init_cfg=dict(type='Pretrained', checkpoint='work_dirs/mae_demo/epoch_10.pth'),
+        init_cfg=dict(type='Pretrained', checkpoint='work_dirs/mae_demo/epoch_8.pth'),
     ),
     head=dict(in_channels=channels),
 )
-epochs = 4
+epochs = 3
 train_cfg = dict(max_epochs=epochs, val_interval=epochs)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
