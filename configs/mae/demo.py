@@ -40,7 +40,7 @@ train_dataloader = dict(
         pipeline=train_pipeline,
     ),
 )
-epochs = 4
+epochs = 8
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs)
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05))
 param_scheduler = [

@@ -10,7 +10,7 @@ model = dict(
         out_indices=(3,),
         norm='RMS',
         pool_scale=0.25,
-        init_cfg=dict(type='Pretrained', checkpoint='work_dirs/mae_demo/epoch_4.pth'),
+        init_cfg=dict(type='Pretrained', checkpoint='work_dirs/mae_demo/epoch_8.pth'),
     ),
     neck=dict(in_channels=channels),
 )

@@ -16,27 +16,11 @@ model = dict(
         norm='RMS',
         pool_scale=0.25,
         drop_path_rate=0.0,
-        init_cfg=dict(type='Pretrained', checkpoint='work_dirs/mae_demo/epoch_4.pth'),
+        init_cfg=dict(type='Pretrained', checkpoint='work_dirs/mae_demo/epoch_8.pth'),
     ),
     head=dict(in_channels=channels),
 )
-size = 64  # as in pretraining
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=size, crop_ratio_range=(0.75, 1.0)),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(type='RandomGrayscale', prob=0.3, keep_channels=True),
-    dict(type='PackInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile', _scope_='mmpretrain'),
-    dict(type='Resize', _scope_='mmpretrain', scale=(size, size)),
-    dict(type='PackInputs', _scope_='mmpretrain'),
-]
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-test_dataloader = val_dataloader
-epochs = 2
+epochs = 3
 train_cfg = dict(max_epochs=epochs, val_interval=epochs)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),

@@ -15,6 +15,8 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmvmamba import checkpoints
 
+SHOWN = 224  # pixels a side, at least about; small images are enlarged by a whole number
+
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -71,6 +73,8 @@ def main(argv: list[str] | None = None) -> int:
     with torch.no_grad():
         rows = paint(model, images)
     picture = torch.cat(list(rows), dim=1).permute(1, 2, 0).round().byte().numpy()
+    zoom = max(1, SHOWN // images.shape[2])
+    picture = picture.repeat(zoom, axis=0).repeat(zoom, axis=1)
     Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(arguments.out, picture[..., ::-1])  # the network's order of colours is RGB
     print(arguments.out)
