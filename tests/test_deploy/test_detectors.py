@@ -86,12 +86,13 @@ def test_in_onnxruntime(what, tmp_path, capsys):
     assert exporting.to_onnx(what, path) < 1e-5
     run = checking.runner(path, 'onnx')
     for row in checking.check(what, run, sizes=((64, 96), (133, 81))):
-        assert row.difference == 0, row
+        assert row.passed, row
         assert 'above 0.05' in row.instances
     image = np.zeros((1, 3, 40, 50), np.float32)
     nothing = run(image, score_threshold=np.array([2], np.float32))
     assert [part.shape for part in nothing] == [(0, 4), (0,), (0,), (0, 40, 50)]
 
+    capsys.readouterr()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(tmp_path / 'image.png')
     arguments = [str(tmp_path / 'image.png'), str(path), '--side', '48', '--out', str(tmp_path / 'drawn.png')]
     assert load_tool('onnx_demo').main(arguments) == 0
