@@ -22,7 +22,7 @@ from mmengine.config import Config
 
 TOOLS = Path(__file__).resolve().parent
 DATA = Path('data/shapes')  # the demo configs name it
-CLASSIFICATION = ('--classification', '--train', 6000, '--val', 500, '--size', 72)  # pictures of its own
+CLASSIFICATION = ('--classification', '--train', 2500, '--val', 250, '--size', 72)  # pictures of its own
 DETECTION = 'configs/demo/maskrcnn_vmamba_shapes.py'
 STEPS = 3
 BAR = 24  # characters
