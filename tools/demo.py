@@ -59,7 +59,7 @@ class Data(NamedTuple):
 
 
 SCENES = Data(DATA / 'classes.json')
-FOLDERS = Data(DATA / 'cls/classes.json', ('--classification', '--train', 6000, '--val', 500, '--size', 72))
+FOLDERS = Data(DATA / 'cls/classes.json', ('--classification', '--train', 2500, '--val', 250, '--size', 72))
 CELLS = Data(DATA / 'cells/metadata.csv', ('--channels', 8, '--train', 960, '--val', 240, '--size', 64))
 # The toolboxes' log: 'Epoch(train)  [2][10/60] ... eta: 0:01:02 ... loss: 1.5', 'Iter(train) [ 10/600] ...'
 ITERATION = re.compile(r'(?:Epoch|Iter)\((train|val|test)\)\s+(?:\[\s*(\d+)\])?\[\s*(\d+)/(\d+)\]')

@@ -3,7 +3,7 @@
 _base_ = ['../_base_/models/imagenet_classifier.py', '../_base_/runtime_cls.py']
 
 num_classes = 5
-size = 48
+size = 64
 
 model = dict(
     data_preprocessor=dict(num_classes=num_classes),
@@ -16,8 +16,6 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='RandomResizedCrop', scale=size, crop_ratio_range=(0.75, 1.0)),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    # colours tell three shapes of four; without them now and then the outlines are learnt sooner
-    dict(type='RandomGrayscale', prob=0.3, keep_channels=True),
     dict(type='PackInputs'),
 ]
 test_pipeline = [
@@ -46,12 +44,12 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='Accuracy', topk=(1,))
 test_evaluator = val_evaluator
 
-epochs = 16
+epochs = 32
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=8)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=60),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=epochs, eta_min=1e-5, convert_to_iter_based=True),
 ]
 optim_wrapper = dict(

@@ -280,7 +280,8 @@ class _Audit:
             report.add('error', root, f'{type(error).__name__}: {error}. {files.suffixes(root)}')
             return
         report.add('info', root, f'{len(infos)} images of {len(classes or ())} classes')
-        for level, text in class_folders.label_findings(infos, classes, source.evaluates):
+        asked = any(head.get('num_classes') for _, head in names.heads(self.model))
+        for level, text in class_folders.label_findings(infos, classes, source.evaluates, asked):
             report.add(level, root, text)
         self.images(source, [(info['img_path'], None) for info in infos], root)
 

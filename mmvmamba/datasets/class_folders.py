@@ -46,23 +46,27 @@ def classes_of(dataset) -> list[str] | None:
     return folders_of(dataset) if classes is None else classes
 
 
-def label_findings(infos: list[dict], classes: list[str] | None, evaluates: bool) -> Iterator[tuple[str, str]]:
+def label_findings(
+    infos: list[dict], classes: list[str] | None, evaluates: bool, asked: bool = False
+) -> Iterator[tuple[str, str]]:
     """What is wrong with the labels of a data set; yields `(level, text)`.
 
     Args:
         infos: its samples, with `gt_label` an integer or, of several labels, a list of them.
         classes: names, None if unknown.
         evaluates: whether nothing is learnt from it.
+        asked: whether the model learns labels.
     """
-    labels = Counter()
-    for info in infos:
-        label = info.get('gt_label')
-        labels.update(label if isinstance(label, (list, tuple)) else [label])
+    said = [_labels_of(info) for info in infos]
+    labels = Counter(label for each in said for label in each)
+    if asked and not evaluates and None in labels:
+        first = next(info['img_path'] for info, each in zip(infos, said, strict=True) if None in each)
+        yield 'error', f'has {labels[None]} of {len(infos)} images without a label (gt_label), the first: {first}'
     if classes is None or None in labels:
         return
     outside = sorted(label for label in labels if not 0 <= label < len(classes))
     if outside:
-        first = next(info['img_path'] for info in infos if info['gt_label'] in outside or info['gt_label'] == outside)
+        first = next(info['img_path'] for info, each in zip(infos, said, strict=True) if {*each} & {*outside})
         yield (
             'error',
             f'has labels {shorten(outside)}, such as that of {first}; expected 0 to {len(classes) - 1}, as there are '
@@ -73,3 +77,9 @@ def label_findings(infos: list[dict], classes: list[str] | None, evaluates: bool
         end = 'which its accuracy does not show' if evaluates else 'so a head learns never to say them'
         level = 'note' if evaluates else 'warning'
         yield level, f'{len(empty)} of {len(classes)} classes have no image, {end}: {shorten(map(repr, empty), 10)}'
+
+
+def _labels_of(info: dict) -> list:
+    """The labels of a sample; [None] where it has none."""
+    label = info.get('gt_label')
+    return list(label) if isinstance(label, (list, tuple)) else [label]

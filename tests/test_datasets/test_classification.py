@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
-from mmvmamba.datasets import audit, names
+from mmvmamba.datasets import audit, class_folders, names
 from mmvmamba.datasets.report import DataError
 
 pytest.importorskip('mmpretrain')
@@ -151,6 +151,16 @@ def test_unreadable_images_are_left_out_of_training_and_stop_evaluation(root):
     assert all(trained[i]['inputs'].shape == (3, 9, 9) for i in range(9))  # others take its place
     with pytest.raises(DataError, match=r'dog/1\.png: the file is cut off. Evaluation leaves nothing out'):
         [evaluated[i] for i in range(9)]
+
+
+def test_several_labels_an_image():
+    infos = [dict(img_path='a.png', gt_label=[0, 2]), dict(img_path='b.png', gt_label=[1, 3])]
+    (found,) = class_folders.label_findings(infos, list(CLASSES), evaluates=False)
+    assert found[0] == 'error'
+    assert found[1].startswith('has labels 3, such as that of b.png; expected 0 to 2')
+    assert not list(class_folders.label_findings([dict(img_path='a.png')], list(CLASSES), evaluates=False))
+    (found,) = class_folders.label_findings([*infos[:1], dict(img_path='c.png')], list(CLASSES), False, asked=True)
+    assert found == ('error', 'has 1 of 2 images without a label (gt_label), the first: c.png')
 
 
 def test_lists_of_files_and_labels(root):

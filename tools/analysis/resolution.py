@@ -4,8 +4,8 @@ The published protocol: short side to int(256 / 224 * size), bicubic, centre cro
 (VMamba's paper, ImageNet-1K) stand beside where the papers have the model; they are not ours.
 
 Examples:
-    python tools/analysis/resolution.py configs/demo/vmamba_shapes_cls.py CHECKPOINT --sides 48 64 96
-    python tools/analysis/resolution.py configs/demo/vmamba_shapes_cls.py CHECKPOINT --sides 48 64 --linear-probe
+    python tools/analysis/resolution.py configs/demo/vmamba_shapes_cls.py CHECKPOINT --sides 64 96 128
+    python tools/analysis/resolution.py configs/demo/vmamba_shapes_cls.py CHECKPOINT --sides 64 96 --linear-probe
 """
 
 import argparse
