@@ -15,8 +15,6 @@ import argparse
 import sys
 import time
 
-from mmengine.config import DictAction
-
 from mmvmamba.datasets import audit
 from mmvmamba.engine import launch
 
@@ -35,7 +33,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help='image files and label maps of each data set to read (default: %(default)s)',
     )
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override entries of the config'
+        '--cfg-options', nargs='+', action=launch.CfgOptions, metavar='KEY=VALUE', help='override entries of the config'
     )
     return parser.parse_args(argv)
 

@@ -44,14 +44,28 @@ _HOW_TO_GET = {
     ),
 }
 TASKS = tuple(_HOW_TO_GET)
-GLOO_REST = 0.2  # seconds in which gloo's threads end their last work
 """The toolboxes: detection, segmentation, classification."""
+GLOO_REST = 0.2  # seconds in which gloo's threads end their last work
+
+
+class CfgOptions(DictAction):
+    """mmengine's `KEY=VALUE` pairs; what these cannot say ends with a usage message instead of a traceback."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for value in values:
+            try:
+                super().__call__(parser, namespace, [value], option_string)
+            except (AssertionError, RecursionError, ValueError) as error:
+                parser.error(
+                    f'--cfg-options {value}: expected KEY=VALUE, where VALUE is a number, a word, [a,list], (a,tuple); '
+                    f'a dict(...) goes into a config of your own that names this one in _base_ ({type(error).__name__})'
+                )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what training and testing have in common to a command line."""
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override entries of the config'
+        '--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE', help='override entries of the config'
     )
     add_trust(parser)
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none', help='job launcher')

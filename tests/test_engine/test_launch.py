@@ -1,5 +1,7 @@
 """What the tools do between a command line and a runner."""
 
+import argparse
+
 import pytest
 import torch
 from mmcv.ops import SyncBatchNorm
@@ -24,6 +26,19 @@ def test_options_are_merged(tmp_path):
     path = tmp_path / 'c.py'
     path.write_text('a = dict(b=1)')
     assert launch.load_config(path, {'a.b': 2}).a.b == 2
+
+
+@pytest.mark.parametrize('value', ["custom_hooks=[dict(type='EMAHook',momentum=0.1)]", 'a.b', 'a=[1,2'])
+def test_options_that_mmengine_cannot_read_are_refused_in_words(value, capsys):
+    parser = argparse.ArgumentParser()
+    launch.add_arguments(parser)
+    read = parser.parse_args(['--cfg-options', 'a=1', 'b=[2,(x,3)]']).cfg_options
+    assert read == {'a': 1, 'b': [2, ('x', 3)]}
+    with pytest.raises(SystemExit):
+        parser.parse_args(['--cfg-options', 'a=1', value])
+    said = capsys.readouterr().err
+    assert f'--cfg-options {value}: expected KEY=VALUE' in said
+    assert 'goes into a config of your own' in said
 
 
 def test_config_of_neither_toolbox_is_refused():

@@ -11,8 +11,6 @@ Examples:
 import argparse
 import sys
 
-from mmengine.config import DictAction
-
 from mmvmamba import checkpoints
 from mmvmamba.analysis import resolution, tables
 from mmvmamba.engine import launch
@@ -28,7 +26,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--linear-probe', action='store_true', help='train a new linear layer at each size, too')
     parser.add_argument('--epochs', type=int, default=30, help='of the linear layer (default: %(default)s)')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override entries of the config'
+        '--cfg-options', nargs='+', action=launch.CfgOptions, metavar='KEY=VALUE', help='override entries of the config'
     )
     launch.add_trust(parser)
     return parser.parse_args(argv)
