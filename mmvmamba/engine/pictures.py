@@ -8,7 +8,7 @@ import cv2
 import mmcv
 import numpy as np
 import torch
-from mmengine.dist import is_main_process
+from mmengine.dist import all_gather_object, is_main_process
 from mmengine.hooks import Hook
 
 from mmvmamba.datasets.planes import read_planes
@@ -121,9 +121,7 @@ class ClassificationPictures(Hook):
         self._judged = []
 
     def after_test_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Draw a batch; the main process does, of its own share."""
-        if not is_main_process():
-            return
+        """Draw a batch: every process draws those that it tests."""
         classes = runner.test_dataloader.dataset.metainfo.get('classes')
         for sample in outputs:
             source = Path(sample.img_path)
@@ -134,10 +132,12 @@ class ClassificationPictures(Hook):
                 self._judged.append(_Judged(str(source), int(truth), *best))
 
     def after_test(self, runner) -> None:
-        """Draw the overview, if the true classes are known."""
-        if self._judged and is_main_process():
+        """Draw the overview of what all processes tested, if the true classes are known."""
+        shares = all_gather_object(self._judged)
+        judged = {entry.path: entry for share in shares for entry in share}  # a share may be padded with others' images
+        if judged and is_main_process():
             classes = runner.test_dataloader.dataset.metainfo.get('classes')
-            _overview(self._judged, classes, self.out_dir / OVERVIEW)
+            _overview(list(judged.values()), classes, self.out_dir / OVERVIEW)
 
 
 def _overview(judged: list[_Judged], classes: Sequence[str] | None, path: Path) -> None:

@@ -1,10 +1,13 @@
 """Pictures of images that OpenCV does not show by itself."""
 
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
 
 from mmvmamba.datasets.report import DataError
+from mmvmamba.engine import pictures
 from mmvmamba.engine.pictures import false_colours, read_picture
 
 
@@ -31,3 +34,16 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / 'a.npy').write_bytes(b'no array')
     with pytest.raises(DataError, match=r'a\.npy'):
         read_picture(tmp_path / 'a.npy')
+
+
+def test_every_process_hands_in_its_share(tmp_path, monkeypatch):
+    """One of which is padded with an image of the other's."""
+    hook = pictures.ClassificationPictures(str(tmp_path))
+    mine, another = (pictures._Judged(f'{name}.png', 0, 0, 0.9) for name in 'ab')
+    hook._judged = [mine]
+    monkeypatch.setattr(pictures, 'all_gather_object', lambda share: [share, [another, mine]])
+    drawn = []
+    monkeypatch.setattr(pictures, '_overview', lambda judged, *others: drawn.append(judged))
+    dataset = SimpleNamespace(metainfo={})
+    hook.after_test(SimpleNamespace(test_dataloader=SimpleNamespace(dataset=dataset)))
+    assert drawn == [[mine, another]]
