@@ -572,7 +572,7 @@ def test_plans_know_every_dtype(able):
         with torch.no_grad(), launch.recording():
             pooled_scan(xz, Direction(*forth), Direction(*back), *norm, backend='triton')
         xz, forth, back, norm = triton_scan._dense(xz, (forth, back), *norm)
-        plans.add(triton_scan._case(xz, forth, back, norm, 'row', 'mean'))
+        plans.add(triton_scan._case(xz, forth, back, norm, 'row', 'mean', None))
     assert len(plans) == 2
 
 
