@@ -202,6 +202,7 @@ def test_published_container_loads_whole_into_mae_strictly(prefix, tmp_path):
     model = MODELS.build(
         dict(
             type='mmpretrain.MAE',
+            data_preprocessor=dict(type='mmpretrain.SelfSupDataPreprocessor'),
             backbone=dict(type='mmvmamba.FastMaskVim', **TINY, img_size=32),
             neck=dict(type='mmvmamba.MaskedVimDecoder', grid=2, embed_dims=16, decoder_embed_dims=8, decoder_depth=1),
             head=dict(
