@@ -36,7 +36,12 @@ def _(boxes, scores, above, iou, at_most):
     return scores.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
 
 
-@torch.library.custom_op('mmvmamba_deploy::pyramid_align', mutates_args=())
+@torch.library.custom_op(
+    'mmvmamba_deploy::pyramid_align',
+    mutates_args=(),
+    # PyTorch 2.4 does not infer it from list[Tensor]
+    schema='(Tensor[] maps, Tensor boxes, Tensor levels, float[] scales, SymInt side, SymInt samples) -> Tensor',
+)
 def pyramid_align(
     maps: list[Tensor], boxes: Tensor, levels: Tensor, scales: list[float], side: int, samples: int
 ) -> Tensor:
