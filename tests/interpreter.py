@@ -95,7 +95,10 @@ class _Child:
             self._line += self._lines.readline()
             if self._line.endswith('\n'):
                 data, self._line = json.loads(self._line), ''
-                found.append(self._config.hook.pytest_report_from_serializable(config=self._config, data=data))
+                report = self._config.hook.pytest_report_from_serializable(config=self._config, data=data)
+                if isinstance(report.longrepr, list):  # where and why it was skipped: a tuple before JSON
+                    report.longrepr = tuple(report.longrepr)
+                found.append(report)
                 if found[-1].nodeid != item.nodeid:
                     return [self._missing(item, f'reported {found[-1].nodeid} instead')]
             elif ended:
