@@ -13,6 +13,7 @@ from mmvmamba.kernels.pooled_scan.op import AXES
 
 from ..arguments import architecture, check_choice
 from ..layers.drop_path import DropPath
+from ..layers.norm import RMSNorm
 from ..layers.pooled_mixer import PooledMixer
 from ..layers.positions import resize_positions
 from ..layers.precision import widened
@@ -77,7 +78,7 @@ class Block(nn.Module):
         return self.mixer(self.norm(residual.to(self.norm.weight.dtype)), *kept), residual
 
 
-def build_blocks(spec: dict, count: int, rate: float, scan_path='row', rotate=True, norm=nn.RMSNorm, **mixer):
+def build_blocks(spec: dict, count: int, rate: float, scan_path='row', rotate=True, norm=RMSNorm, **mixer):
     """The first `count` blocks of an architecture.
 
     Args:
@@ -181,7 +182,7 @@ class ColumnarBackbone(BaseBackbone):
         """Those parameters before the blocks that are no module's."""
         return [one for one in (self.pos_embed, self.cls_token) if isinstance(one, nn.Parameter)]
 
-    def _add_outputs(self, channels: int, rate: float, norm: type[nn.Module] = nn.RMSNorm) -> None:
+    def _add_outputs(self, channels: int, rate: float, norm: type[nn.Module] = RMSNorm) -> None:
         """What comes behind single blocks where dense, elsewhere behind them all."""
         if self.out_type == 'dense':
             for i in range(len(self.out_indices)):

@@ -21,11 +21,12 @@ from mmvmamba.registry import register_model
 
 from ..arguments import check_image, check_out_indices
 from ..layers.class_token import insert_token, split_token, token_place
+from ..layers.norm import RMSNorm
 from ..layers.positions import resize_positions
 from ..layers.precision import widened
 from .columnar import ARCHS, ColumnarBackbone, PatchEmbed, build_blocks
 
-_NORMS = {'LN': nn.LayerNorm, 'RMS': nn.RMSNorm}
+_NORMS = {'LN': nn.LayerNorm, 'RMS': RMSNorm}
 OUT_TYPES = ('dense', 'featmap', 'cls_token')
 _DENSE_OUTPUTS = (5, 11, 17, 23)
 

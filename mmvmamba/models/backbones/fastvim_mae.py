@@ -18,6 +18,7 @@ from mmvmamba.registry import register_model
 
 from ..arguments import check_image
 from ..layers.class_token import insert_token, split_token
+from ..layers.norm import RMSNorm
 from ..layers.positions import resize_positions, sincos_positions
 from ..layers.precision import widened
 from .columnar import ARCHS, ColumnarBackbone, PatchEmbed, build_blocks
@@ -90,7 +91,7 @@ class FastMaskVim(ColumnarBackbone):
         self.register_buffer('pos_embed', positions)
         mixer = dict(pool=pool, consistent=consistent, backend=backend)
         self.layers = build_blocks(spec, self.depth, 0.0, rotate=pool is not None, **mixer)
-        self.norm_f = nn.RMSNorm(channels, eps=1e-5)
+        self.norm_f = RMSNorm(channels, eps=1e-5)
         self._freeze(frozen_stages, self.depth)
 
     def _output_norms(self) -> list[tuple[int, nn.Module]]:

@@ -13,6 +13,7 @@ from ..backbones.base import BaseBackbone
 from ..backbones.columnar import ARCHS, build_blocks
 from ..layers.class_token import split_token
 from ..layers.linear import Linear
+from ..layers.norm import RMSNorm
 from ..layers.positions import sincos_positions
 
 
@@ -63,7 +64,7 @@ class MaskedVimDecoder(BaseBackbone):
         self.register_buffer('decoder_pos_embed', positions)
         spec = ARCHS['base'] | dict(embed_dims=decoder_embed_dims, depth=encoder_depth)
         self.decoder_blocks = build_blocks(spec, decoder_depth, 0.0, rotate=False, pool=None, backend=backend)
-        self.decoder_norm = nn.RMSNorm(decoder_embed_dims, eps=1e-5)
+        self.decoder_norm = RMSNorm(decoder_embed_dims, eps=1e-5)
         self.decoder_pred = Linear(decoder_embed_dims, patch_size**2 * in_channels)
         for linear in (self.decoder_embed, self.decoder_pred):
             nn.init.xavier_uniform_(linear.weight)
