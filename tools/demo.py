@@ -24,10 +24,13 @@ from typing import NamedTuple
 
 from mmengine.config import Config
 
+from mmvmamba.datasets.files import spread
+
 TOOLS = Path(__file__).resolve().parent
 DATA = Path('data/shapes')  # the demo configs name it
 DETECTION = 'configs/demo/maskrcnn_vmamba_shapes.py'
 STEPS, STEPS_OF_PRETRAINING = 3, 8
+RECONSTRUCTED = 6  # images
 BAR = 24  # characters
 TAIL = 25  # lines of the log that are shown when a step fails
 WIDTH = 200  # and how much of each
@@ -264,7 +267,8 @@ def pretraining(demo: Demo, config: str, options: list[str]) -> list[str]:
     demo.make('data of the detector', SCENES)
     encoder = demo.train('masked pretraining', config, options)
     drawn = demo.work_dir / 'reconstructions.png'
-    images = sorted((DATA / 'cls/val').glob('*/*.jpg'))[:: 250 // 6]
+    held_out = sorted((FOLDERS.made.parent / 'val').glob('*/*.jpg'))
+    images = [held_out[i] for i in spread(len(held_out), RECONSTRUCTED)]
     demo.run('reconstructions', 'analysis/mae_pictures.py', config, encoder, *images, '--out', drawn)
     start = [f'model.backbone.init_cfg.checkpoint={encoder}']
     shown = []

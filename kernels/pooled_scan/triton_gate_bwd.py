@@ -108,6 +108,15 @@ def _write_norm(p_dparameters, sums, o_d, m_d, D: tl.constexpr):
     tl.store(p_dparameters + 3 * D + o_d, dbias, mask=m_d)
 
 
+@triton.jit
+def _write_parameters(p_dparameters, dskip_forth, dskip_back, p_moments, sums, o_d, m_d, D: tl.constexpr):
+    """A program's sums to all rows of `dparameters (4, D)`, those of a norm if there is one."""
+    tl.store(p_dparameters + o_d, dskip_forth, mask=m_d)
+    tl.store(p_dparameters + D + o_d, dskip_back, mask=m_d)
+    if p_moments is not None:
+        _write_norm(p_dparameters, sums, o_d, m_d, D)
+
+
 @triton.jit(do_not_specialize=GRID)
 def _gate_bwd(
     p_xz,
@@ -174,10 +183,7 @@ def _gate_bwd(
             write_line(p_dlines, i_line, o_d, m_d & complete, dline, dline, D)
             dline = tl.where(complete, zero, dline)
     p_dparameters += (i_b * tl.cdiv(lines, T) + i_run) * (4 * D)
-    tl.store(p_dparameters + o_d, dskip_forth, mask=m_d)
-    tl.store(p_dparameters + D + o_d, dskip_back, mask=m_d)
-    if p_moments is not None:
-        _write_norm(p_dparameters, sums, o_d, m_d, D)
+    _write_parameters(p_dparameters, dskip_forth, dskip_back, p_moments, sums, o_d, m_d, D)
 
 
 @triton.jit(do_not_specialize=GRID)
@@ -240,10 +246,7 @@ def _gate_planes_bwd(
             dline += g
         write_lines(p_dlines, line, left, o_d, m_d, dline, dline, D, U)
     p_dparameters += (i_b * tl.cdiv(count, T) + i_run) * (4 * D)
-    tl.store(p_dparameters + o_d, dskip_forth, mask=m_d)
-    tl.store(p_dparameters + D + o_d, dskip_back, mask=m_d)
-    if p_moments is not None:
-        _write_norm(p_dparameters, sums, o_d, m_d, D)
+    _write_parameters(p_dparameters, dskip_forth, dskip_back, p_moments, sums, o_d, m_d, D)
 
 
 @triton.jit(do_not_specialize=GRID)

@@ -6,7 +6,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from PIL import Image
-from tool_runs import load_tool
+from tool_runs import ROOT, load_tool
 from torch import nn
 
 from mmvmamba.deploy import checking, detectors, exporting, instances, modules
@@ -31,7 +31,7 @@ def mask_rcnn(**changes) -> nn.Module:
     """A pyramid of three levels; large weights at the end: scores differ as a trained network's do."""
     init_default_scope('mmdet')
     torch.manual_seed(0)
-    cfg = Config.fromfile('configs/_base_/models/mask_rcnn_fpn.py').model
+    cfg = Config.fromfile(ROOT / 'configs/_base_/models/mask_rcnn_fpn.py').model
     cfg.backbone = dict(type=Strided)
     cfg.neck.update(in_channels=[16, 32], out_channels=8, num_outs=3)
     cfg.rpn_head.update(in_channels=8, feat_channels=8)

@@ -76,11 +76,10 @@ def test_steps_grow_like_the_square_root_of_the_pixels(exported, tmp_path):
     assert counted[0] <= 16 * len(scans)
 
 
+@pytest.mark.parametrize('exported', ['fastvim'], indirect=True)
 def test_benchmark(exported, monkeypatch):
     """A row says what is measured; the export itself is the fixture's."""
     what, path = exported
-    if path.stem != 'fastvim':
-        pytest.skip('one network is enough')
     monkeypatch.setattr(export_benchmark, 'BACKBONES', {'tiny': lambda backend: what.module.backbone})
     monkeypatch.setattr(export_benchmark, '_EXACT', ((64, 64), (37, 90)))
     monkeypatch.setattr(export_benchmark, '_MEMORY', ((64, 64),))
